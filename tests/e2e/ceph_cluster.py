@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A Ceph cluster of one node on the loopback address: one monitor, one OSD, without authentication
-unless it is asked for, all of it below one folder.  Its daemons are children of the test and end
-with its process group."""
+"""A Ceph cluster of one monitor and one OSD on the loopback address, with all its files below one
+folder; by default without authentication.  Its daemons are children of the test and end with its
+process group."""
 
 import json
 import os
@@ -16,10 +16,10 @@ import uuid
 from harness import GIB, free_port, run, wait_until
 
 TOOLS = ("ceph-mon", "ceph-osd", "ceph", "rbd", "monmaptool", "ceph-authtool")
-START = 60
+START = 60  # seconds until the cluster has reached an awaited state
 ANSWER = 40  # seconds until a command has ended
-SERVES = 20  # seconds until an OSD that was started answers, the first time; then twice that, and three times
-TRIES = 3
+SERVES = 20  # seconds until an OSD that was started answers a client; twice and three times that in later tries
+TRIES = 3  # of a command that hangs, and of an OSD that doesn't come up
 
 CONF = """
 [global]
@@ -81,7 +81,7 @@ def missing():
 
 class Cluster:
     def __init__(self, folder, size=3 * GIB, start=subprocess.Popen, auth="none"):
-        """auth: or "cephx" """
+        """auth: "none" or "cephx".  start: starts a daemon; takes subprocess.Popen's arguments."""
         self.folder, self.start_process = pathlib.Path(folder), start
         self.keys = auth == "cephx"
         self.conf = self.folder / "ceph.conf"
@@ -108,8 +108,9 @@ class Cluster:
         self.run("rbd", "pool", "init", "rbd")
 
     def run(self, *argv, timeout=ANSWER, check=True, **kwargs):
-        """A command of Ceph's; what it prints.  These hang now and then on a busy machine, before their work or behind
-        it: one that does is given up and made again, and may find then that all is done."""
+        """Runs one of Ceph's commands and returns its output.  On a busy machine they hang now and then, before or
+        after their work.  So a command that doesn't end in time is run again; then its failure is ignored, because the
+        first run may have done the work already."""
         for left in reversed(range(TRIES)):
             try:
                 return run(*argv, env=self.env, timeout=timeout, check=check, **kwargs).stdout
@@ -122,7 +123,7 @@ class Cluster:
     # ---- keys ----
 
     def make_first_keys(self):
-        """The monitor's and the administrator's; what a new monitor is to be told."""
+        """Makes the keys of the monitor and the administrator; returns ceph-mon's options for them."""
         if not self.keys:
             return []
         every, admin = self.folder / "mon.keyring", self.folder / "admin.keyring"
@@ -141,7 +142,7 @@ class Cluster:
         return ["-i", told]
 
     def user(self, name, *caps):
-        """A new one, with these words of capabilities; its keyring."""
+        """Makes a user with these capabilities; returns the path of its keyring."""
         ring = self.folder / f"{name}.keyring"
         self.run("ceph", "auth", "get-or-create", f"client.{name}", *caps, "-o", ring)
         return ring
@@ -167,7 +168,8 @@ class Cluster:
             self.processes["osd"].wait()
 
     def restart_osd(self):
-        """It serves again.  An OSD that was killed doesn't always come up: then it is started anew."""
+        """Starts the OSD and waits until it serves.  One that was killed doesn't always come up at once: then it is
+        killed and started again."""
         for number in range(TRIES):
             self.start("osd", "0")
             self.await_osd()
@@ -179,21 +181,21 @@ class Cluster:
         raise AssertionError("no OSD that serves, see above")
 
     def serves(self, timeout):
-        """Does it answer a client?"""
+        """Does the OSD answer a client?"""
         try:
             return run("rbd", "ls", env=self.env, timeout=timeout, check=False).returncode == 0
         except subprocess.TimeoutExpired:
             return False
 
     def state(self):
-        """For a failure: what the cluster says of itself."""
+        """The state of the daemons and the cluster, for the message of a failure."""
         lives = {kind: process.poll() for kind, process in self.processes.items()}
         status = run("ceph", "--connect-timeout", "5", "-s", env=self.env, check=False, timeout=30)
         tail = (self.folder / "log" / "osd.0.log").read_text(errors="replace")[-2000:]
         return f"{lives}\n{status.stdout}{status.stderr}{tail}"
 
     def be_full(self, full):
-        """The OSD finds its disk full, or not any more, and the pools are."""
+        """Makes the OSD's disk count as full, or no longer, and waits until the pools do."""
         self.full = True  # until it surely isn't
         ratios = ("0.0001", "0.0002", "0.0003") if full else ("0.85", "0.9", "0.95")
         for kind, ratio in zip(("nearfull", "backfillfull", "full"), ratios if full else ratios):
@@ -234,7 +236,7 @@ class Cluster:
         return f"rbd:{pool}/{name}:conf={self.conf}"
 
     def export(self, name, pool="rbd"):
-        """The image's bytes, as Ceph's own tool reads them."""
+        """The image's content as the rbd command reads it."""
         target = self.folder / "export"
         target.unlink(missing_ok=True)
         self.run("rbd", "export", "--no-progress", f"{pool}/{name}", target)
@@ -244,7 +246,8 @@ class Cluster:
         return name in self.run("rbd", "ls", pool).split()
 
     def purge(self, *names, pool="rbd"):
-        """Removes these images, or all.  Who died may be known as a client of one for some seconds."""
+        """Removes these images, or all.  Tries again while an image is refused: Ceph takes some seconds to notice that
+        a client of it has died."""
         deadline = time.monotonic() + START
         for name in names or self.run("rbd", "ls", pool).split():
             self.run("rbd", "snap", "purge", f"{pool}/{name}", check=False)

@@ -18,10 +18,10 @@ KILL_PROCESS, ALLOW = 0x80000000, 0x7FFF0000  # libseccomp's actions
 
 
 def members(word):
-    """The calls that a word of SystemCallFilter= means."""
+    """The system calls that a word of SystemCallFilter= stands for."""
     if not word.startswith("@"):
         return {word}
-    # Of newer versions each program says how it ended, to whom the service is to tell that it's ready.
+    # Newer versions of systemd's programs report their end to NOTIFY_SOCKET, which is for the server's READY=1.
     env = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
     listing = subprocess.run(["systemd-analyze", "syscall-filter", word], capture_output=True, text=True,
                              check=True, env=env).stdout
@@ -59,7 +59,7 @@ def main():
     listener.bind(path)
     listener.listen()
     os.dup2(listener.fileno(), 3)
-    os.set_inheritable(3, True)  # it may have been 3 before
+    os.set_inheritable(3, True)  # if the listener already was 3, dup2 has changed nothing
     os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
     confine(calls)
     os.execvp(command[0], command)

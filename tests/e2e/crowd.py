@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Threads that write at the same time, each to its own pieces of the disk, which lie in between the
-others': most clusters have several writers.  Together they know what the disk must be."""
+"""Threads that write at the same time, each to its own pieces of the disk.  The pieces of different
+threads alternate, so that most clusters have several writers.  They share one model of the disk."""
 
 import random
 import threading
@@ -11,7 +11,8 @@ from harness import KIB, SECTOR
 
 
 def deal(rng, size, cluster, hands):
-    """Pieces of uneven lengths, dealt round; the second half of the disk in `hands` large ones."""
+    """A list of pieces, (offset, length), for each of `hands` threads: small pieces of uneven lengths in turn
+    in the first half of the disk, and one large piece each in the second half."""
     pieces, at, turn = [[] for _ in range(hands)], 0, 0
     while at < size // 2:
         length = rng.choice((rng.randint(1, cluster), rng.randint(1, 3000), rng.randint(1, 3 * cluster), cluster))
@@ -26,7 +27,7 @@ def deal(rng, size, cluster, hands):
 
 
 class Member(threading.Thread):
-    """One of them, with a connection of its own."""
+    """One of the threads, with its own connection."""
 
     def __init__(self, handle, model, pieces, seed, count, cluster):
         super().__init__(daemon=True)
@@ -36,7 +37,7 @@ class Member(threading.Thread):
         self.log, self.error = [], None
 
     def place(self):
-        """A range inside one of the pieces, that likes to be all of it, or whole clusters."""
+        """A random range inside one of the pieces, often the whole piece or whole clusters."""
         start, length = self.rng.choice(self.pieces) if self.rng.random() < 0.7 else self.pieces[-1]
         shape = self.rng.random()
         if shape < 0.25 and length <= 512 * KIB:
@@ -83,7 +84,8 @@ class Member(threading.Thread):
 
 
 def work(server, model, rng, requests, cluster, threads=8):
-    """So many threads, each with so many requests; fails with what one of them met."""
+    """Runs `threads` threads with `requests` requests each and fails if one of them failed.  Returns their
+    connections."""
     handles = [server.connect() for _ in range(threads)]
     members = [Member(handles[n], model, pieces, rng.random(), requests, cluster)
                for n, pieces in enumerate(deal(rng, len(model), cluster, threads))]

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Damaged images, by the hundred: small base images made by QEMU's tools, and a list of ways to
-damage every kind of entry in them.
+"""Hundreds of damaged images: small base images made by QEMU's tools, and a list of ways to damage
+every kind of entry in them.
 
     for damage in damages(folder):
         damage.make(path)            # a copy of its base with the damage done to it
 
-A damage says what of the disk it may have cost (`lost`, guest ranges): everything else must read as
-before once the image is repaired.
+Each damage lists the guest ranges that it may have destroyed (`lost`).  Everything else must read as
+before when the image has been repaired.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class Damage:
 
     def make(self, path):
         shutil.copyfile(self.base.path, path)
-        if self.base.data:  # its copies share it
+        if self.base.data:  # all copies share the data file, and an earlier test may have changed it
             pathlib.Path(self.base.data).write_bytes(self.base.data_content)
         for off, payload in self.patches:
             h.patch(path, off, payload)
@@ -49,7 +49,7 @@ def is_encrypted(path, fmt):
 
 
 def opened(path, fmt):
-    """The words by which QEMU's tools open an image, which may be an encrypted one."""
+    """The arguments with which QEMU's tools open an image, encrypted or not."""
     if is_encrypted(path, fmt):
         return ("--object", "secret,id=s,data=sesame",
                 "--image-opts", f"driver={fmt},encrypt.key-secret=s,file.filename={path}")
@@ -57,7 +57,7 @@ def opened(path, fmt):
 
 
 def content(path, fmt):
-    """The whole disk; what can't be read is zeroes."""
+    """The whole disk, with zeroes in place of what can't be read."""
     with tempfile.TemporaryDirectory(dir=h.tmp_root()) as folder:
         flat = os.path.join(folder, "flat")
         h.run("qemu-img", "convert", "--salvage", "-O", "raw", *opened(path, fmt), flat)
@@ -65,7 +65,7 @@ def content(path, fmt):
 
 
 class Base:
-    """A file of which copies are damaged."""
+    """An undamaged image file, of which each damage changes a copy."""
 
     data = None  # the path of its external data file
 
@@ -87,7 +87,7 @@ def le(value, length=8):
 
 
 class Qcow2(Base):
-    """Where everything is in a qcow2 image."""
+    """A qcow2 image, and where its tables and entries lie."""
 
     def __init__(self, path):
         super().__init__(path, "qcow2")
@@ -126,13 +126,13 @@ class Qcow2(Base):
         return [(table + 8 * i, self.u(table + 8 * i)) for i in range(count)]
 
     def l2_tables(self, l1=None, l1_size=None):
-        """(index in the L1 table, place of the L1 entry, table)"""
+        """Yields (index in the L1 table, offset of the L1 entry, offset of the L2 table)."""
         for i, (place, entry) in enumerate(self.entries(l1 or self.l1, l1_size or self.l1_size)):
             if entry & OFFSET:
                 yield i, place, entry & OFFSET
 
     def l2_entries(self, l1=None, l1_size=None):
-        """(guest offset, place, entry) of what isn't 0."""
+        """Yields (guest offset, offset of the L2 entry, its value) for each entry that isn't 0."""
         per, step = self.per_table, self.cluster // self.per_table
         for i, _, table in self.l2_tables(l1, l1_size):
             for j, place in enumerate(range(table, table + self.cluster, step)):
@@ -154,7 +154,7 @@ class Qcow2(Base):
             at = -(-at // 8) * 8
 
     def refcount(self, offset):
-        """(place of the byte or entry, its bytes' number, the count)"""
+        """(offset in the file, number of bytes there, the refcount) of the cluster at `offset`."""
         index = offset // self.cluster
         per = self.cluster * 8 // self.bits
         block, in_block = self.blocks[index // per], index % per
@@ -346,11 +346,11 @@ def refcount_damages(q):
         yield Damage(f"{q.name}: refcount of a free cluster: 1", q, [q.set_refcount(free, 1)])
     yield Damage(f"{q.name}: refcount block all zero", q, [(q.blocks[0], bytes(q.cluster))])
     yield Damage(f"{q.name}: refcount block all ones", q, [(q.blocks[0], b"\xff" * q.cluster)])
-    # Clusters behind the last one in use, as a killed server leaves them.
+    # Leaked clusters behind the last one in use, as a killed server leaves them.
     more = q.end + 8 * q.cluster
     if more // q.cluster < q.cluster * 8 // q.bits:
         patches = [q.set_refcount(off, 1) for off in range(q.end, more, q.cluster)]
-        if q.bits < 8:  # several to a byte: the last patch would win
+        if q.bits < 8:  # one byte holds several refcounts, and each patch would undo the one before
             patches = [q.set_refcount(more - q.cluster, 1)]
         yield Damage(f"{q.name}: leaks behind the end", q, patches, truncate=more)
 
@@ -414,13 +414,13 @@ def l2_damages(q, guest, place, entry, kind):
     yield case("zero flag flipped", entry ^ ZERO,
                "v2-zero" if q.version < 3 else "extended-zero" if q.extended else "",
                () if q.extended else lost)
-    # In a data file the flag tells whether offset 0 is a place.
+    # With an external data file, data may lie at offset 0: then the flag tells whether the entry is allocated.
     yield case("copied flag flipped", entry ^ COPIED, lost=() if data else lost)
     yield case("only the copied flag", COPIED)
     yield case("compressed flag", entry | COMPRESSED)
     yield case("compressed flag, not copied", (entry | COMPRESSED) & ~COPIED)
     yield case("other data", others[-1] | flag)
-    if q.external:  # there is no metadata where the data is
+    if q.external:  # the data file contains no metadata that an entry could point at
         return
     for name, value in (("the L1 table", q.l1), ("the refcount table", q.rt),
                         ("a refcount block", q.blocks[0]), ("its own table", place // c * c)):
@@ -497,7 +497,7 @@ def snapshot_damages(q):
         yield case("L1 shorter", 8, 4, l1_size - 1)
         yield case("L1 over the end", 8, 4, 0x20000, "unread")
         yield case("L1 too large", 8, 4, 0x800000)
-        if number == q.nb_snapshots - 1:  # else the next entry is looked for at the wrong place
+        if number == q.nb_snapshots - 1:  # otherwise the next entry would be read from a wrong offset
             yield case("too little extra data", 36, 4, extra - 16 if extra >= 16 else 0,
                        "v2-name" if q.version < 3 else "")
             yield case("too much extra data", 36, 4, 2000, "unlooked")
@@ -549,7 +549,7 @@ def bitmap_damages(q):
     guest, _, data = next(q.l2_entries())
     data &= OFFSET
     yield case("directory: on data", ext + 16, 8, data)
-    # Zeroes are a table of a bitmap in which nothing is dirty.
+    # Read as a bitmap table, zeroes mean a bitmap in which nothing is dirty.
     zeroes = bytes(8 * table_size)
     yield Damage(f"{q.name}: bitmaps: entry: table on data that begins with zeroes", q,
                  [(directory, be(data)), (data, zeroes)], ((guest, guest + len(zeroes)),),

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Damage to images with extended L2 entries, external data files, encryption and zstd, as
-damage.py does it to plain ones."""
+"""Damage, as in damage.py, to images with extended L2 entries, external data files, encryption and
+zstd."""
 
 import random
 
@@ -32,7 +32,7 @@ def made_bases(folder):
 # ---- subclusters ----
 
 def entry_damages(q, guest, place, entry, kind):
-    """The two words of an extended entry."""
+    """Damage to the two words of an extended L2 entry."""
     bitmap, lost = q.u(place + 8), q.cluster_range(guest)
     used = bitmap & 0xffffffff
     values = {
@@ -62,7 +62,7 @@ def packed_damages(q, guest, place, entry):
 
 
 def unused_damages(q):
-    """An entry that was empty."""
+    """Damage to an entry that was empty."""
     table, per = next(q.l2_tables())[2], q.per_table
     index = next(i for i in range(per) if q.raw[table + 16 * i:table + 16 * i + 16] == bytes(16))
     for name, first, second in (("allocated", 0, 5), ("zero", 0, 5 << 32), ("both", 0, 5 | 5 << 32),
@@ -149,5 +149,5 @@ def damages(folder):
             yield from damage.snapshot_damages(q)
         if damage.LUKS_HEADER in q.extensions:
             yield from luks_damages(q)
-        if not q.external:  # whose file ends with its tables
+        if not q.external:  # such an image file ends with its tables
             yield from damage.file_damages(q)

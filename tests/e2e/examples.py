@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The examples of documents, run as they are printed."""
+"""Runs the examples of documents as they are printed."""
 
 import os
 import pathlib
@@ -10,13 +10,13 @@ import subprocess
 from harness import BUILD, Case, plugin_env
 from nbdkit_by_name import nbdkit_by_name
 
-# A virtual machine, and what needs a kernel module or a running systemd.
+# These commands need a virtual machine, a kernel module or a running systemd.
 NOT_RUN = ("qemu-system", "sudo ")
 
 
 def pod_blocks(text, where=""):
-    """The verbatim paragraphs of a pod that stand behind "=for test WHERE", or, as most, behind nothing of the kind;
-    "none" are not to be run."""
+    """The verbatim paragraphs of a pod that follow "=for test WHERE".  where="": those without such a line, which are
+    most of them.  Paragraphs that aren't to be run follow "=for test none"."""
     blocks, found = [], ""
     for paragraph in re.split(r"\n\s*\n", text):
         if paragraph.startswith("=for test "):
@@ -35,16 +35,17 @@ def pod_section(text, title):
 
 
 def without_unrun(script):
-    """The script without the commands that can't be run in a test; a line that ends with a backslash goes on."""
+    """The script without the commands that can't run in a test.  A command may continue over lines that end with a
+    backslash."""
     lines = re.findall(r"(?:.*\\\n)*.*\n?", script)
     return "".join(line for line in lines if not line.startswith(NOT_RUN))
 
 
 class Examples(Case):
-    """Runs scripts in the folder "work", where commands and the plugin are found as if installed."""
+    """Runs scripts in the folder "work".  They find the commands and the plugin as if these were installed."""
 
     def end_all(self):
-        """What a failure left running, by the files that name it."""
+        """Kills the servers that a failed script left running, by their pid files."""
         for pid in pathlib.Path(self.path("work")).glob("*.pid"):
             try:
                 os.kill(int(pid.read_text()), signal.SIGKILL)

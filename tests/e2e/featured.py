@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""qcow2 images of every property that QEMU's tools can give them, with contents that are known.
+"""qcow2 images with every property that QEMU's tools can give them, and with known contents.
 
     disk = Featured(folder, row, rng)     # made by qemu-img, filled by qemu-io
-    disk.keys                             # what the server must be told
-    disk.content()                        # as qemu-img reads it now
+    disk.keys                             # the parameters with which it is served
+    disk.content()                        # the disk as qemu-img reads it now
 """
 
 import os
@@ -40,7 +40,7 @@ SPACE = {
 
 
 def legal(row):
-    """What QEMU's tools make; a property that isn't there yet fits."""
+    """Can QEMU's tools make an image with these properties?  A property that the row doesn't have yet fits any."""
     def has(name, *values):
         return row.get(name, values[0]) in values
 
@@ -59,14 +59,14 @@ def legal(row):
     if row.get("encryption") and not (has("compress", "off") and has("compression", None)):
         return False
     if row.get("compression") and not has("preallocation", "off"):
-        return False  # qemu-io compresses nothing into a place of its own
-    # A snapshot is one more reference to each cluster, and compressed ones share theirs.
+        return False  # qemu-io can't write compressed data to a cluster that is allocated
+    # A snapshot adds a reference to each cluster; a host cluster with several compressed ones has one for each.
     bits = row.get("refcount_bits", 16)
     return not (row.get("snapshot") and (bits < 2 or (row.get("compression") and bits < 8)))
 
 
 def texture(rng, length):
-    """Bytes that become smaller when they are compressed, by less or by more."""
+    """Bytes that can be compressed, some better than others."""
     unit = rng.randbytes(rng.choice((1, 16, 100, 700)))
     body = bytearray((unit * (length // len(unit) + 1))[:length])
     for _ in range(length // 512):
@@ -75,8 +75,8 @@ def texture(rng, length):
 
 
 class Featured:
-    """One image, and what it must read as.  `extra`: further options of creation; fill=False: nothing
-    is written to it."""
+    """One image, and what it must read as (`data`).  extra: more options for its creation; fill=False: leave
+    it empty."""
 
     def __init__(self, folder, row, rng, extra="", size=None, fill=True):
         self.folder, self.row, self.rng = folder, row, rng
@@ -95,14 +95,14 @@ class Featured:
         return os.path.join(self.folder, name)
 
     def _size(self):
-        """A few clusters, with an end inside of one."""
+        """A few clusters; the disk ends inside a cluster."""
         least = MIB if self.cluster < 4 * KIB else 4 * MIB
         return max(least, 3 * self.cluster) + self.rng.randrange(1, 40) * SECTOR
 
-    # ---- the tools' words for it ----
+    # ---- arguments for the tools ----
 
     def _target(self):
-        """What follows a tool's options: the image."""
+        """The image, as the last argument of a tool."""
         if not self.encrypted:
             return [self.path]
         return [f"driver=qcow2,encrypt.key-secret=s,file.filename={self.path}"]
@@ -112,11 +112,11 @@ class Featured:
 
     @property
     def keys(self):
-        """The server's parameters."""
+        """The plugin's parameters besides the file."""
         return [f"passphrase={PASSPHRASE}"] if self.encrypted else []
 
     def tool(self, name, *words, **kwargs):
-        """qemu-img's command, or qemu-io, on the image."""
+        """Runs this command of qemu-img, or qemu-io, on the image."""
         argv = ["qemu-io"] if name == "qemu-io" else ["qemu-img", name]
         return run(*argv, *self._how(), *words, *self._target(), **kwargs)
 
@@ -141,7 +141,7 @@ class Featured:
         self.check()
 
     def check_rest(self):
-        """What no write to the disk may have changed."""
+        """Checks what writes to the disk must not change: snapshots and the backing file."""
         for name, (size, data) in self.snapshots.items():
             found = self.convert("-l", name)
             if len(found) != size or found != data:
@@ -150,7 +150,7 @@ class Featured:
             raise AssertionError("the backing file has changed")
 
     def check_data_file(self, data):
-        """A raw data file is the disk; what it holds of an encrypted one nobody else can say."""
+        """A raw data file must be equal to the disk.  Not checked for an encrypted one."""
         if self.row.get("data_file") == "raw" and not self.encrypted:
             found = pathlib.Path(self.data_path).read_bytes()
             if found[:self.size] != data[:len(found)] or any(data[len(found):]):
@@ -181,12 +181,12 @@ class Featured:
             words += self._make_backing()
         run("qemu-img", "create", "-q", *(SECRET if self.encrypted else []), "-f", "qcow2", "-o", ",".join(words),
             self.path, self.size)
-        # A raw data file is preallocated, too.
+        # QEMU preallocates a raw data file in any case.
         if self.encrypted and (self.row.get("preallocation", "off") != "off" or self.row.get("data_file") == "raw"):
-            self.data[:] = self.content()  # what no key was applied to reads as noise
+            self.data[:] = self.content()  # preallocated zeroes were never encrypted, so they read as noise
 
     def _make_backing(self):
-        """Shorter than the disk, or longer, and half of it compressible."""
+        """Makes a backing file, shorter or longer than the disk and half of it compressible; returns the options."""
         length = self.rng.choice((self.size * 2 // 3 // SECTOR * SECTOR, self.size + 3 * SECTOR))
         body = bytearray(texture(self.rng, length // 2) + self.rng.randbytes(length - length // 2))
         hole = length // 5 // SECTOR * SECTOR
@@ -204,7 +204,7 @@ class Featured:
         return [f"backing_file={path}", f"backing_fmt={form}"]
 
     def _put(self, pieces):
-        """(how, offset, bytes) pieces, by one qemu-io.  how: options of its write."""
+        """Writes pieces, (how, offset, bytes), by one qemu-io.  how: options of qemu-io's write."""
         argv, pieces = [], list(pieces)
         for number, (how, off, payload) in enumerate(pieces):
             source = self._path(f"piece{number}")

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the end-to-end tests share: a server to start and stop, a flat model of a disk, and the
-qemu tools as judges.
+"""Shared by the end-to-end tests: a server that is started and stopped, a flat model of a disk, and
+helpers that call QEMU's tools to judge images.
 
 Environment: QIMG_BUILD   folder of the build (nbdkit-qimg-plugin.so, qimg); build/debug
              QIMG_TMPDIR  where images go; must not be tmpfs (O_DIRECT, holes); /var/tmp
              QIMG_LONG    1: the full matrices and longer runs
-             QIMG_ROUNDS  how often jobs are tried under load, with other numbers each time
-             QIMG_SEED    start of all random numbers, printed by every test that fails
-             QIMG_STANDIN qemu-nbd: serve with it instead, to try the tests themselves
+             QIMG_ROUNDS  rounds of each test that repeats itself, with other random numbers each time
+             QIMG_SEED    seed of all random numbers, printed by every test that fails
+             QIMG_STANDIN qemu-nbd: serve with it instead of the plugin, to test the tests themselves
 """
 
 import contextlib
@@ -36,16 +36,16 @@ SEED = int(os.environ.get("QIMG_SEED", "0")) or int.from_bytes(os.urandom(3), "b
 STANDIN = os.environ.get("QIMG_STANDIN", "")
 QIMG = "qemu-img" if STANDIN else BUILD / "qimg"
 
-# A qemu-img that tells time (tests/support/qemu_img); nbdsh wants the Python of the system.
+# tests/tools has a qemu-img with a finer clock (see tests/support/qemu_img); nbdsh needs the system's Python.
 os.environ["PATH"] = f"{BUILD / 'tests' / 'tools'}:/usr/bin:{os.environ['PATH']}"
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 SECTOR = 512
-START_TIMEOUT = 20  # a server that neither listens nor ends by then hangs
+START_TIMEOUT = 20  # seconds; a server that neither listens nor ends by then hangs
 STOP_TIMEOUT = 60
 TMPFS_MAGIC = 0x01021994
-ACCEPTS = 1 << 16  # among the flags of /proc/net/unix
-COMPLAINT = 99  # exit status of a server that a sanitizer has complained of
+ACCEPTS = 1 << 16  # a listening socket, among the flags of /proc/net/unix (__SO_ACCEPTCON)
+COMPLAINT = 99  # exit status of a server in which a sanitizer found an error
 
 
 def tmp_root():
@@ -58,10 +58,10 @@ def tmp_root():
     raise RuntimeError("no folder on a real filesystem; set QIMG_TMPDIR")
 
 
-# Other libraries' constructors must find the sanitizer at work: when its start falls into the
-# middle of glibc's newlocale(), a lock of glibc stays taken and the process hangs at its end.
-#
-# And the plugin stays loaded to the end: leaks are looked for then, and have to be told by name.
+# A preloaded library.  Its constructor allocates, so that the sanitizer is initialised before other
+# libraries' constructors run: if that happens inside glibc's newlocale(), a lock of glibc stays taken
+# and the process hangs when it exits.  Its dlclose() keeps the plugin loaded to the end, so that the
+# leak report can name the plugin's functions.
 EARLY = r"""
 #include <stdlib.h>
 void *volatile qimg_e2e_early;
@@ -79,7 +79,8 @@ __attribute__((constructor)) static void early(void)
 
 
 def sanitizer_env():
-    """nbdkit isn't built with the plugin's sanitizer, so its run-time must be preloaded."""
+    """The environment for a plugin built with a sanitizer: nbdkit itself isn't, so the run-time library is
+    preloaded."""
     if STANDIN or not PLUGIN.exists():
         return {}
     needed = subprocess.run(["ldd", PLUGIN], capture_output=True, text=True, check=True).stdout
@@ -95,7 +96,7 @@ def sanitizer_env():
     return {
         "LD_PRELOAD": f"{found[1]}:{early}",
         "ASAN_OPTIONS": f"exitcode={COMPLAINT}",
-        "LSAN_OPTIONS": "detect_leaks=0",  # but see Server
+        "LSAN_OPTIONS": "detect_leaks=0",  # only servers look for leaks: see Server
         "TSAN_OPTIONS": f"exitcode={COMPLAINT}",
     }
 
@@ -104,10 +105,10 @@ SANITIZER_ENV = sanitizer_env()
 
 
 def complaints(errors):
-    """What a sanitizer said of us.  Not what nbdkit itself leaves behind at its end, nor handles of
-    connections that clients left open, for which it doesn't call the plugin any more."""
+    """The sanitizers' reports about our code in a server's stderr.  Leaks of nbdkit itself are left out,
+    and handles of connections that are open at the end: nbdkit doesn't call the plugin's close for these."""
     def is_ours(leak):
-        """Who allocated it: the first of the callers that isn't in a library."""
+        """Judged by the first caller that isn't in a library."""
         for caller in re.findall(r"#\d+ 0x\w+ (.*)", leak):
             if not re.search(r"interceptor|/lib[a-z]+[-0-9.]*\.so|^in (malloc|strdup|json_)", caller):
                 return "nbdkit+" not in caller and not caller.startswith("in qimg_open ")
@@ -120,7 +121,8 @@ def complaints(errors):
 
 
 def run(*argv, timeout=120, check=True, **kwargs):
-    """Runs a command with captured text output; its stderr is in the failure."""
+    """Runs a command with captured text output.  An exit status other than 0 is an AssertionError with
+    its output, unless check is False."""
     argv = [str(a) for a in argv]
     kwargs.setdefault("stdin", subprocess.DEVNULL)
     done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout, **kwargs)
@@ -134,7 +136,7 @@ def plugin_env(**more):
 
 
 def nbdkit_version():
-    """(1, 32), say."""
+    """For example (1, 32)."""
     return tuple(map(int, re.search(r"(\d+)\.(\d+)", run("nbdkit", "--version").stdout).groups()))
 
 
@@ -155,7 +157,8 @@ class StartFailed(Exception):
 
 
 class Server:
-    """One nbdkit with the plugin, in the foreground, on a Unix socket of its own."""
+    """One nbdkit with the plugin, in the foreground, on its own Unix socket.  keys: parameters of the
+    plugin; nbdkit: options of nbdkit; prefix: a command that runs it (strace); fmt: for qemu-nbd only."""
 
     def __init__(self, folder, image, *keys, nbdkit=(), prefix=(), fmt=None, env=None):
         self.folder = tempfile.mkdtemp(prefix="s", dir=folder)
@@ -198,7 +201,8 @@ class Server:
         return self.process.poll() is None
 
     def connect(self, export="", strict=not STANDIN):
-        """A new connection; closed by stop().  strict=False: libnbd sends what it would refuse."""
+        """A new connection, closed by stop().  strict=False: libnbd also sends requests that it would refuse
+        itself."""
         handle = nbd.NBD()
         handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
         handle.set_export_name(export)
@@ -218,14 +222,14 @@ class Server:
         return found
 
     def disconnect(self):
-        """Ends all connections politely."""
+        """Ends all connections with NBD_CMD_DISC."""
         for handle in self.handles:
             with contextlib.suppress(nbd.Error):
                 handle.shutdown()
         self.handles.clear()
 
     def stop(self, sig=signal.SIGTERM, disconnect=True):
-        """Ends the server cleanly: exit status 0, and no complaint of a sanitizer."""
+        """Ends the server by a signal.  It must exit with status 0, without a sanitizer's report."""
         if disconnect:
             self.disconnect()
         self.process.send_signal(sig)
@@ -243,7 +247,7 @@ class Server:
             raise AssertionError(f"server ended with {self.returncode}\n{self.errors}")
 
     def kill(self):
-        """kill -9, as a crash of the process would be."""
+        """kill -9, like a crash of the process."""
         if self.process.poll() is None:
             self.process.kill()
         self.returncode = self.process.wait()
@@ -251,7 +255,7 @@ class Server:
 
 
 class Model:
-    """What the disk must read as: a flat array."""
+    """What the disk must read as: a flat array.  Its write, zero and trim change the disk, too."""
 
     def __init__(self, content):
         self.data = bytearray(content)
@@ -268,7 +272,7 @@ class Model:
         self.data[off:off + length] = bytes(length)
 
     def trim(self, handle, off, length, flags=0):
-        """Each sector reads as before or as zeroes afterwards; which, is adopted."""
+        """After a trim each sector may read as before or as zeroes; the model takes over what it reads as."""
         handle.trim(length, off, flags)
         now, pos = bytes(handle.pread(length, off)), 0
         while pos < length:
@@ -281,7 +285,7 @@ class Model:
         self.data[off:off + length] = now
 
     def expect(self, actual, what, base=0):
-        """Fails with the first difference."""
+        """Fails if `actual` differs from the model at offset `base`; reports the first difference."""
         expected = self.data[base:base + len(actual)] if base or len(actual) != len(self) else self.data
         if actual == expected:
             return
@@ -300,14 +304,14 @@ class Model:
 
 
 def exercise(handles, model, rng, count, cluster=64 * KIB, trim=True):
-    """`count` random requests, spread over the connections, on the disk and on the model.  The
-    last of them are in the failure."""
+    """Sends `count` random requests, spread over the connections, to the disk and the model.  A failure
+    lists the last of them."""
     log = []
     size = len(model)
     unit = max(1, handles[0].get_block_size(nbd.SIZE_MINIMUM)) if handles[0].get_strict_mode() else 1
 
     def place():
-        """An offset and a length that like the edges of clusters."""
+        """A random offset and length, often at the edges of clusters."""
         shape = rng.random()
         if shape < 0.4:
             length = rng.randint(1, 4 * KIB)
@@ -334,7 +338,7 @@ def exercise(handles, model, rng, count, cluster=64 * KIB, trim=True):
         elif kind == "zero-keep":
             model.zero(handle, off, length, fua | nbd.CMD_FLAG_NO_HOLE)
         elif kind == "zero-fast":
-            with contextlib.suppress(nbd.Error):  # may say that it would be slow
+            with contextlib.suppress(nbd.Error):  # it may refuse because it would be slow
                 model.zero(handle, off, length, nbd.CMD_FLAG_FAST_ZERO)
         elif kind == "trim":
             model.trim(handle, off, length, fua)
@@ -354,10 +358,10 @@ def exercise(handles, model, rng, count, cluster=64 * KIB, trim=True):
         raise AssertionError(f"{error}\nlast requests: " + "; ".join(log[-12:])) from error
 
 
-# ---- the tools as judges ----
+# ---- QEMU's tools ----
 
 def create(path, fmt, size, options="", backing=None, backing_fmt=None, tool="qemu-img"):
-    """Makes an image with qemu-img's words, by qemu-img or by `qimg create`."""
+    """Makes an image by `qemu-img create`, or by `qimg create` with the same arguments (tool="qimg")."""
     argv = [QIMG if tool == "qimg" else tool, "create", "-q", "-f", fmt]
     if options:
         argv += ["-o", options]
@@ -368,13 +372,13 @@ def create(path, fmt, size, options="", backing=None, backing_fmt=None, tool="qe
 
 
 def create_encrypted(path, size, options, fmt="qcow2", **kwargs):
-    """A qcow2 image whose options may name the secret "s"."""
+    """Makes an encrypted image; its options name the passphrase as the secret "s"."""
     run("qemu-img", "create", "-q", "--object", "secret,id=s,data=sesame", "-f", fmt, "-o", options, path, size,
         **kwargs)
 
 
 def fill(path, fmt, pieces):
-    """Writes (offset, bytes) pieces into an image by qemu-io."""
+    """Writes pieces, (offset, bytes), into an image by qemu-io."""
     with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
         argv = ["qemu-io", "-f", fmt]
         for number, (off, payload) in enumerate(pieces):
@@ -385,7 +389,7 @@ def fill(path, fmt, pieces):
 
 
 def check(path, fmt, allow_leaks=False, served=False):
-    """qemu-img check finds neither errors nor leaks; also while a server has the image."""
+    """qemu-img check must find neither errors nor leaks.  served: a server has the image open."""
     if fmt == "raw":
         return
     done = run("qemu-img", "check", *(["-U"] if served else []), "--output=json", "-f", fmt, path, check=False)
@@ -394,14 +398,14 @@ def check(path, fmt, allow_leaks=False, served=False):
 
 
 def repair(path, fmt):
-    """qemu-img check -r all mends everything; but it never mends leaks of QED."""
+    """qemu-img check -r all must repair everything, except for leaks of QED, which it never repairs."""
     done = run("qemu-img", "check", "-r", "all", "-f", fmt, path, check=False)
     if done.returncode not in ((0, 3) if fmt == "qed" else (0,)):
         raise AssertionError(f"qemu-img check -r all {path}: exit {done.returncode}\n{done.stdout}{done.stderr}")
 
 
 def content(path, fmt, served=False):
-    """The whole disk as qemu-img reads it; also while a server has it."""
+    """The whole disk as qemu-img reads it.  served: a server has the image open."""
     with tempfile.TemporaryDirectory(dir=tmp_root()) as folder:
         flat = os.path.join(folder, "flat")
         run("qemu-img", "convert", *(["-U"] if served else []), "-f", fmt, "-O", "raw", path, flat)
@@ -409,22 +413,22 @@ def content(path, fmt, served=False):
 
 
 def snapshot_rows(match):
-    """The rows of a list of snapshots with the columns and words that QEMU had up to version 8."""
+    """A snapshot list as QEMU up to version 8 prints it, from the match of a newer one."""
     rows = re.findall(r"^(\S+) +(\S.*?) +(\S+ ?B|VM_SIZE) +(\S+ \S+|DATE) +(?:00(?=\d\d:))?(\S+) +(\S+)$", match[1], re.M)
     rows = [[word.replace("VM_", "VM ") for word in row] for row in rows]
     return "Snapshot list:\n" + "".join(f"{r[0]:<9} {r[1]:<16} {r[2]:>8}{r[3]:>20}{r[4]:>13}{r[5]:>11}\n" for r in rows)
 
 
 def qemu_text(text):
-    """What qemu-img printed, without what newer versions say beside, or otherwise: of the file below the format, of a
-    LUKS header beside the image, of clusters that aren't compressed, and lists of snapshots."""
+    """The output of qemu-img in the form of older versions.  Newer ones also print the file below the format, whether
+    the LUKS header is detached, and "compressed": false; and their lists of snapshots have other columns."""
     text = re.sub(r"Child node '/[^']*':\n(?:    .*\n)+", "", text)
     text = re.sub(r"^Snapshot list:\n(ID .*VM_SIZE.*\n(?:\S+ .*\n)*)", snapshot_rows, text, flags=re.M)
     return text.replace(', "compressed": false', "").replace("        detached header: false\n", "")
 
 
 def qemu_json(value):
-    """The same of JSON."""
+    """The same for JSON output."""
     if isinstance(value, str):
         return qemu_json(json.loads(value))
     if isinstance(value, list):
@@ -442,7 +446,7 @@ def info(path, fmt):
 
 
 def header(path, off, length, order):
-    """An unsigned field of the image's file."""
+    """An unsigned integer in the image file."""
     with open(path, "rb") as file:
         file.seek(off)
         return int.from_bytes(file.read(length), order)
@@ -455,17 +459,17 @@ def patch(path, off, payload):
 
 
 def need_check(path):
-    """QED's NEED_CHECK bit in the file."""
+    """Is QED's NEED_CHECK bit set in the file?"""
     return bool(header(path, 16, 8, "little") & 2)
 
 
 def dirty(path):
-    """qcow2's dirty bit in the file."""
+    """Is qcow2's dirty bit set in the file?"""
     return bool(header(path, 72, 8, "big") & 1)
 
 
 def kill_quietly(process):
-    """kill -9, for cleaning up: the process may have ended."""
+    """kill -9 for cleaning up; the process may have ended already."""
     with contextlib.suppress(ProcessLookupError):
         process.kill()
     process.wait()
@@ -487,7 +491,8 @@ def wait_until(condition, timeout, what):
 
 
 def await_listener(path, timeout=20):
-    """Until somebody listens at a Unix socket: that it is there says less, and a connection may be the last one wanted."""
+    """Waits until a process listens at a Unix socket.  The file may exist before that; and a trial connection could be
+    the only one that the server accepts."""
     def listens():
         with open("/proc/net/unix", encoding="utf-8", errors="replace") as sockets:
             words = [line.rstrip("\n").split(None, 7) for line in sockets]
@@ -496,13 +501,13 @@ def await_listener(path, timeout=20):
 
 
 def freeze(process):
-    """Stops a child: none of its threads runs any more on the return, as they may for a while after the signal."""
+    """Stops a child by SIGSTOP and waits until none of its threads runs any more."""
     process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
 
 class Case(unittest.TestCase):
-    """A test with a folder of its own, whose servers end with it and which can't hang."""
+    """A test with its own folder.  Its servers are killed at its end, and it fails after TIMEOUT seconds."""
 
     TIMEOUT = 300
 
@@ -531,8 +536,8 @@ class Case(unittest.TestCase):
 
     @contextlib.contextmanager
     def part(self, **params):
-        """One of several equal parts of a test: the others run even when it fails, in a folder
-        that is empty again."""
+        """One of several similar parts of a test: the others run even if it fails.  Afterwards the servers are
+        ended and the folder is emptied."""
         with self.subTest(**params):
             yield
         self._end_servers()
@@ -549,8 +554,8 @@ class Case(unittest.TestCase):
         return server
 
     def refused(self, image, *keys, words=(), nbdkit=(), name=True):
-        """The server must not start: exit status 1 and one message that names the file and has
-        all the words (regular expressions, any case)."""
+        """The server must refuse to start: exit status 1 and one error message, which names the file (unless
+        name=False) and matches all the words (regular expressions, any case).  Returns the message."""
         with self.assertRaises(StartFailed, msg="the server started") as caught:
             self.serve(image, *keys, nbdkit=nbdkit)
         errors = caught.exception.errors
@@ -562,7 +567,7 @@ class Case(unittest.TestCase):
         return lines[0]
 
     def accepts(self, key, image=None):
-        """Is this key built yet?  (To skip, with a reason, what comes later.)"""
+        """Does the plugin know this parameter?  Used to skip tests of what isn't built."""
         if STANDIN:
             return False
         if image is None:
@@ -577,7 +582,7 @@ class Case(unittest.TestCase):
         return True
 
     def errno(self, number, call, *args):
-        """The request fails with this error number (or one of several)."""
+        """The call must fail with this error number, or one of a tuple."""
         numbers = number if isinstance(number, tuple) else (number,)
         with self.assertRaises(nbd.Error) as caught:
             call(*args)
@@ -585,8 +590,8 @@ class Case(unittest.TestCase):
 
 
 def parametrised(cls):
-    """Class decorator: for each `cases_NAME` table (a dict name -> arguments) a method
-    `check_NAME` becomes one test per row."""
+    """Class decorator: adds a test for each row of each `cases_NAME` table (a dict, name -> arguments),
+    which calls the method `check_NAME` with the row's arguments."""
     for table in [name for name in vars(cls) if name.startswith("cases_")]:
         subject = table[len("cases_"):]
         for row, args in getattr(cls, table).items():

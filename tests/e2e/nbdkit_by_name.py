@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""nbdkit finds the plugin that was built by its name."""
+"""A command `nbdkit` that finds the plugin of the build by its name, "qimg", without installation."""
 
 import pathlib
 import shutil
@@ -7,7 +7,7 @@ import stat
 
 from harness import PLUGIN
 
-# Who installs the plugin has it found by its name; here a script in front of nbdkit does that.
+# nbdkit finds an installed plugin by its name.  For the tests this script replaces the name by the path.
 SCRIPT = """#!/bin/bash
 words=()
 for word; do
@@ -19,7 +19,7 @@ exec {nbdkit} "${{words[@]}}"
 
 
 def nbdkit_by_name(folder):
-    """Makes the folder, which is to be the first of the PATH, and returns it."""
+    """Makes the folder with the script, and returns it.  The caller puts it first into PATH."""
     folder = pathlib.Path(folder)
     folder.mkdir()
     script = folder / "nbdkit"

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Few rows of a table of properties, so that each pair of values that can occur together does so.
+"""Pairwise testing: chooses few combinations (rows) of properties, so that each pair of values that can
+occur together occurs in some row.
 
-A space is a dict of lists: name -> values.  legal(row) tells whether the values of a row go
-together; it is asked of incomplete rows, too, whose missing names it must take for granted."""
+A space is a dict of lists: name -> values.  legal(row) tells whether the values of a row can be combined.
+It is also called for incomplete rows and must accept one that can be completed."""
 
 import itertools
 
 
 def complete(space, legal, rng, fixed):
-    """A random legal row with these values; None when none was found."""
+    """A random legal row that has the values in `fixed`, or None if none was found."""
     for _ in range(20):
         row = dict(fixed)
         names = [name for name in space if name not in row]
@@ -29,8 +30,9 @@ def pairs_of(row):
 
 
 def covering(space, legal, rng, tries=12):
-    """The rows, greedily: each holds a pair that is missing so far, and of some that do, most of those."""
-    missing = {}  # pair -> the values that make it; in an order that the seed alone decides
+    """Yields the rows, by a greedy choice: of `tries` random rows that contain one missing pair, the row that contains
+    the most missing pairs."""
+    missing = {}  # pair -> its values as a row; a dict, so that the order depends on the seed only
     for (name_a, values_a), (name_b, values_b) in itertools.combinations(space.items(), 2):
         for a, b in itertools.product(values_a, values_b):
             fixed = {name_a: a, name_b: b}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Another NBD server for a disk to be mirrored to: nbdkit with any plugin and filters, or qemu-nbd."""
+"""Another NBD server, as the target of a mirror: nbdkit with any plugin and filters, or qemu-nbd."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from harness import freeze, wait_until
 
 
 class Peer:
-    """Killed, stopped and restarted as a test likes; always behind the same URI."""
+    """One such server.  Tests may kill, freeze and restart it; its URI stays the same."""
 
     def __init__(self, case, *argv, program="nbdkit", env=None):
         self.folder = tempfile.mkdtemp(prefix="p", dir=case.dir)
@@ -52,7 +52,7 @@ class Peer:
         self.process.send_signal(signal.SIGCONT)
 
     def content(self):
-        """What it serves now."""
+        """The whole disk that it serves now."""
         handle = nbd.NBD()
         handle.connect_unix(self.socket)
         size, out = handle.get_size(), bytearray()
@@ -63,7 +63,7 @@ class Peer:
 
 
 def changes(log):
-    """The (offset, length) of every change that nbdkit's log filter noted."""
+    """(offset, length) of every write, zero and trim that nbdkit's log filter noted."""
     with open(log, encoding="ascii") as file:
         return [(int(off, 16), int(count, 16)) for off, count in
                 re.findall(r" (?:Write|Zero|Trim) id=\d+ offset=(0x[0-9a-f]+) count=(0x[0-9a-f]+)", file.read())]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A client of the control socket, as plain as can be: JSON over a Unix socket."""
+"""A simple client of the control socket: JSON over a Unix socket."""
 
 import json
 import socket
@@ -9,7 +9,7 @@ TIMEOUT = 20
 
 
 class QmpError(Exception):
-    """The reply was an error."""
+    """The server replied with an error."""
 
     def __init__(self, error):
         super().__init__(f"{error['class']}: {error['desc']}")
@@ -48,7 +48,7 @@ class Qmp:
         self.send_bytes(json.dumps(message).encode() + b"\n")
 
     def receive(self, timeout=TIMEOUT):
-        """The next message of any kind."""
+        """The next message, whether reply or event."""
         limit = time.monotonic() + timeout
         while b"\n" not in self.buffer:
             self.socket.settimeout(max(0.001, limit - time.monotonic()))
@@ -63,7 +63,7 @@ class Qmp:
         return json.loads(line)
 
     def reply(self, timeout=TIMEOUT):
-        """The next reply; events before it are kept."""
+        """The next reply.  Events that come before it are kept for event()."""
         while True:
             message = self.receive(timeout)
             if "event" not in message:
@@ -71,7 +71,7 @@ class Qmp:
             self.events.append(message)
 
     def cmd(self, command, **arguments):
-        """Runs a command (with _ for - in the names of arguments); its value, or QmpError."""
+        """Runs a command and returns its value, or raises QmpError.  In the names of arguments, _ stands for -."""
         arguments = {key.replace("_", "-"): value for key, value in arguments.items()}
         self.send({"execute": command, **({"arguments": arguments} if arguments else {})})
         reply = self.reply()
@@ -85,8 +85,8 @@ class Qmp:
         return {bitmap["name"]: bitmap for bitmap in inserted.get("dirty-bitmaps", [])}
 
     def event(self, *names, timeout=TIMEOUT, **data):
-        """The first event of one of the names whose data has these items, kept or to come; it and
-        what came before it are forgotten."""
+        """The first event, kept or still to come, that has one of these names and whose data contains these items.
+        It and the events before it are dropped."""
         limit = time.monotonic() + timeout
         while True:
             while self.events:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A raw base that another server exports: nbdkit's own file plugin, which may go away and come back."""
+"""A raw base image that another server exports (nbdkit's file plugin), which a test may end and restart."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from harness import Case, wait_until
 
 class RemoteBase(Case):
     def start_base(self, *filters, keys=()):
-        """Serves base.raw; sets self.uri."""
+        """Serves base.raw, behind these filters, and sets self.uri."""
         socket, pidfile = self.path("base.sock"), self.path("base.pid")
         for path in socket, pidfile:
             if os.path.exists(path):

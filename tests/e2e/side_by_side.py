@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""qimg beside qemu-img: each row of a table is run by both, in folders that began alike, and what comes
-of it has to be the same: the exit status, what is printed, and what the images read as."""
+"""Compares qimg with qemu-img: both run each row of a table in copies of the same folder.  The exit
+status, the output and the content of the images must be the same."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import subprocess
 from harness import KIB, MIB, QIMG, Case, create, fill, qemu_json, qemu_text, run
 
 SIZE = 4 * MIB
-# icount: qemu-img says 0 of snapshots that it makes, and counts nothing.
+# icount: qemu-img stores 0 in the snapshots that it makes.
 VOLATILE = {"actual-size", "date-sec", "date-nsec", "uuid", "icount"}
 
 
@@ -23,7 +23,7 @@ def pattern(seed, length):
 
 
 def make_fixture(folder):
-    """Small images of each kind, as rows name them."""
+    """Makes small images of each kind, which the rows use."""
     def path(name):
         return os.path.join(folder, name)
 
@@ -58,14 +58,14 @@ def make_fixture(folder):
 
 
 def strip(value):
-    """JSON without what differs from run to run."""
+    """JSON without the values that differ from run to run."""
     if isinstance(value, dict):
         return {k: strip(v) for k, v in value.items() if k not in VOLATILE}
     return [strip(v) for v in value] if isinstance(value, list) else value
 
 
 def printed(text):
-    """What was printed, comparable."""
+    """Output in a form that can be compared."""
     try:
         return strip(qemu_json(json.loads(text)))
     except (ValueError, TypeError, AttributeError):
@@ -75,14 +75,15 @@ def printed(text):
 
 
 def flat(path):
-    """What an image reads as that names its data file as its own folder has it."""
+    """The content of an image that names its data file relative to its own folder."""
     run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", os.path.basename(path), "flat", cwd=os.path.dirname(path))
     with open(os.path.join(os.path.dirname(path), "flat"), "rb") as file:
         return file.read()
 
 
 class SideBySide(Case):
-    """Rows are (words, images): the command, and the results that are compared, as "name:format"."""
+    """A row is (words, images, commands...): the arguments of the command; the images that are compared afterwards,
+    as "name:format"; and commands that are run before, in both folders."""
 
     @classmethod
     def setUpClass(cls):
@@ -94,7 +95,8 @@ class SideBySide(Case):
         make_fixture(cls.fixture)
 
     def both(self, words, before=(), ours=None):
-        """Runs a command by both, or another one by ours, after others by qemu's tools; their results."""
+        """Runs the commands of `before`, and then qemu-img with these words and qimg with the same, or with `ours`;
+        returns both results."""
         done = []
         for tool, folder, words in (("qemu-img", "theirs", words), (QIMG, "ours", ours or words)):
             there = self.path(folder)

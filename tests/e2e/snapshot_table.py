@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The snapshot table of a qcow2 image: what its entries say beside what each version of the format wants."""
+"""The snapshot table of a qcow2 image, with the extra data of its entries, which depends on the format's version."""
 
 import pathlib
 
 from harness import header, patch
 
-ROOM = 4096  # bytes of the table that are looked at
+ROOM = 4096  # bytes; the largest table that these functions handle
 
 
 def entries(image):
-    """(the fixed part without the length of the extra data, the extra data, id and name) of each"""
+    """(the fixed part without the length of the extra data, the extra data, id and name) of each snapshot"""
     at, count, found = header(image, 64, 8, "big"), header(image, 60, 4, "big"), []
     table = pathlib.Path(image).read_bytes()[at:at + ROOM]
     for _ in range(count):
@@ -20,12 +20,12 @@ def entries(image):
 
 
 def extras(image):
-    """(bytes of extra data, the disk's size that they say, or None) of each snapshot"""
+    """(length of the extra data, the disk's size therein or None) of each snapshot"""
     return [(len(extra), int.from_bytes(extra[8:16], "big") if len(extra) >= 16 else None) for _, extra, _ in entries(image)]
 
 
 def shorten(image, wanted):
-    """Gives the entries so many bytes of extra data each: version 2 had none."""
+    """Cuts or extends the extra data of each entry to the length in `wanted`.  Version 2 requires none."""
     table = b""
     for (fixed, extra, names), has in zip(entries(image), wanted):
         entry = fixed + has.to_bytes(4, "big") + (extra + b"?" * has)[:has] + names

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""O-05: `qimg amend`: as qemu-img's, beside it; and key slots."""
+"""O-05: `qimg amend` compared with `qemu-img amend`, and the key slots of encrypted images."""
 
 import os
 import pathlib
@@ -53,7 +53,7 @@ class Alone(Case):
                 self.assertEqual(run("qemu-img", "info", self.path("i")).stdout.count("compat: 1.1"), 1)
 
     def test_size_under_snapshots(self):
-        """Together with the version that allows it."""
+        """A version 2 image with snapshots can be resized only together with the change to version 3."""
         run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "compat=0.10", self.path("i"), "4M")
         fill(self.path("i"), "qcow2", [(0, pattern(1, 4 * MIB))])
         run("qemu-img", "snapshot", "-c", "s", self.path("i"))
@@ -75,7 +75,8 @@ class Alone(Case):
         return image
 
     def test_snapshots_that_say_too_little_for_version_3(self):
-        """get a new table first, which version 2 may have, too"""
+        """Version 3 requires extra data in each snapshot's entry: amend first writes a table with extra data, which is
+        valid in version 2, too."""
         for words in (["-o", "compat=1.1"], ["-o", "compat=1.1,size=8M"], ["-o", "compat=1.1,refcount_bits=32"]):
             with self.part(words=words):
                 image = self.old_image([0, 40, 8, 15])
@@ -86,11 +87,11 @@ class Alone(Case):
                     run(tool, "check", "-q", image)
                 for number in range(4):
                     run("qemu-img", "convert", "-l", f"snapshot.name=s{number}", "-O", "raw", image, self.path("flat"))
-                    found = pathlib.Path(self.path("flat")).read_bytes()  # of the disk's size, which may be another
+                    found = pathlib.Path(self.path("flat")).read_bytes()  # size=8M makes it longer
                     self.assertEqual(found, b"".join(pattern(n + 1, MIB) for n in range(number + 1)) + bytes(len(found) - (number + 1) * MIB))
 
     def test_snapshots_that_say_too_little_in_version_3(self):
-        """A table that is written anew anyway says all."""
+        """Every command that writes a new snapshot table completes the extra data."""
         for words in (["amend", "-o", "lazy_refcounts=on"], ["snapshot", "-c", "new"], ["snapshot", "-d", "s1"]):
             with self.part(words=words):
                 image = self.old_image([0, 8, 40])
@@ -103,7 +104,7 @@ class Alone(Case):
                 self.assertTrue(all(size == 4 * MIB for _, size in snapshot_table.extras(image)), snapshot_table.extras(image))
 
     def test_snapshots_that_version_2_does_not_say(self):
-        """Their own sizes: other programs would take the disk's."""
+        """Version 2 can't store a snapshot's own disk size; other programs would use the size of the active disk."""
         create(self.path("i"), "qcow2", 4 * MIB)
         run("qemu-img", "snapshot", "-c", "small", self.path("i"))
         run("qemu-img", "resize", "-q", self.path("i"), "8M")
@@ -116,14 +117,14 @@ class Alone(Case):
         self.assertEqual(sha256(self.path("i")), before)
 
     def test_options_of_an_image(self):
-        """are told of the format that it has"""
+        """-o help lists the options of the image's own format."""
         create(self.path("i"), "qcow2", MIB)
         self.assertEqual(run(QIMG, "amend", "-o", "help", self.path("i")).stdout,
                          run(QIMG, "amend", "-f", "qcow2", "-o", "help").stdout)
         self.assertEqual(run(QIMG, "amend", "-o", "help", create(self.path("e"), "qed", MIB), check=False).returncode, 1)
 
     def test_counts_that_can_not_be_are_refused(self):
-        """A refcount table that leads astray says nothing of what is in use: no byte is changed."""
+        """With a broken refcount table nobody knows which clusters are in use: the image isn't changed."""
         create(self.path("good"), "qcow2", 4 * MIB)
         table = header(self.path("good"), 48, 8, "big")
         block = header(self.path("good"), table, 8, "big")

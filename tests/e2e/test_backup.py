@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Backups on real servers: every frozen point is the disk of one moment, whatever clients, targets and
-kill -9 do meanwhile (F-01, F-03 to F-07)."""
+"""Backup jobs on real servers: every frozen point is the disk at one moment, whatever clients, targets
+and kill -9 do meanwhile (F-01, F-03 to F-07)."""
 
 import os
 import threading
@@ -21,7 +21,7 @@ class BackupCase(MirrorCase):
     SIZE = 4 * MIB
 
     def backup(self, target, sync="full", job="job", **arguments):
-        """A job that has begun; its target's path or URI."""
+        """Starts a job; returns its target's path or URI."""
         target = target if ":" in target else self.path(target)
         self.assertEqual(self.client.cmd("drive-backup", job_id=job, device="drive0", target=target, sync=sync,
                                          **{"format": "raw", **arguments}), {})
@@ -42,7 +42,7 @@ class BackupCase(MirrorCase):
         return self.client.bitmaps().get(name, {}).get("count")
 
     def all_end(self, *jobs):
-        """In any order, without an error."""
+        """Waits until these jobs have ended without an error, in any order."""
         left = set(jobs)
         while left:
             event = self.client.event("JOB_STATUS_CHANGE", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_ERROR", timeout=60)
@@ -57,14 +57,14 @@ class BackupCase(MirrorCase):
         self.client.event("JOB_STATUS_CHANGE", id=job, status="null")
 
     def view(self, job="job"):
-        """The frozen point as a client reads it."""
+        """The frozen point as a client reads it from backup/JOB."""
         handle = self.server.connect(f"backup/{job}")
         return bytes(b"".join(handle.pread(MIB, off) for off in range(0, self.SIZE, MIB)))
 
 
 @parametrised
 class UnderWriters(BackupCase):
-    """four random clients and one that flushes: what arrives, and what is shown, is the disk of one moment"""
+    """four random clients and one that flushes: the copies and the view are the disk at one moment"""
 
     TIMEOUT = 1000
 
@@ -101,7 +101,7 @@ class UnderWriters(BackupCase):
             more.update(cbw_timeout=60, on_cbw_error=self.rng.choice(["break-snapshot", "break-guest-write"]))
         writers.mark()
         first, second = (self.path(f"{number} {n}.{target_format}") for n in (1, 2))
-        # Two at the same point of the writes are the same; and so is what a third shows.
+        # Two copies and a view of the same frozen point must be equal.
         self.transact(self.action(first, job="a", format=target_format, **more),
                       self.action(second, job="b", format=target_format),
                       self.action(self.path(f"{number} 3.qcow2"), "none", job="c", format="qcow2"))
@@ -121,7 +121,7 @@ class UnderWriters(BackupCase):
             os.unlink(path)
 
     def test_order_of_writes(self):
-        """of two writes, the second behind the answer to the first, a point never has only the second"""
+        """a client sends the second of two writes after the reply to the first: no frozen point has only the second"""
         self.make("qcow2")
         self.begin()
         handle, over, done = self.server.connect(), threading.Event(), []
@@ -149,10 +149,10 @@ class UnderWriters(BackupCase):
 
 
 class Syncs(BackupCase):
-    """what is copied, and what bitmaps say afterwards"""
+    """what each kind of backup copies, and what bitmaps contain afterwards"""
 
     def test_incremental_chain(self):
-        """a full one with a new bitmap, and increments on top of it: each restores its own moment"""
+        """a full backup with a new bitmap, and incremental ones on top of it: each restores its own moment"""
         self.begin()
         points, top = [], self.path("0.qcow2")
         self.transact(self.bitmap("add"), self.action(top, format="qcow2"))
@@ -171,7 +171,7 @@ class Syncs(BackupCase):
             self.assertTrue(harness.content(path, "qcow2") == content, path)
 
     def test_top(self):
-        """only what the active layer has, on top of the same base"""
+        """sync=top copies only what the active layer has, to an overlay of the same base"""
         base = self.image
         self.image = create(self.path("over.qcow2"), "qcow2", self.SIZE, backing=base, backing_fmt="qcow2")
         self.begin()
@@ -186,7 +186,7 @@ class Syncs(BackupCase):
         self.assertEqual([(m["start"], m["length"]) for m in mapped], [(MIB, CHUNK)])
 
     def test_bitmap_at_the_end(self):
-        """M-26: another bitmap on the disk isn't touched"""
+        """M-26: each bitmap-mode, with failure and success; another bitmap on the disk isn't touched"""
         self.begin()
         self.transact(self.bitmap("add"), self.bitmap("add", "other"))
         self.write(0, b"x")
@@ -283,7 +283,7 @@ class Syncs(BackupCase):
 
 
 class Transactions(BackupCase):
-    """a backup as an action: at one point with others, or not at all"""
+    """a backup as an action of a transaction: at one point with the other actions, or not at all"""
 
     def test_none_of_them(self):
         self.begin()
@@ -307,7 +307,7 @@ class Transactions(BackupCase):
         self.source_is_good()
 
     def test_a_bitmap_that_begins_with_it(self):
-        """made, filled and used in one transaction; and free again when the job has ended"""
+        """a bitmap is created, filled and used in one transaction, and is free again when the job has ended"""
         self.begin()
         self.transact(self.bitmap("add", "old"))
         self.write(MIB, b"x")
@@ -325,10 +325,10 @@ class Transactions(BackupCase):
 
 
 class Views(BackupCase):
-    """backup/NAME: the point, as clients read it"""
+    """backup/NAME: clients read the frozen point"""
 
     def test_with_a_bitmap(self):
-        """dirty ranges are data, clean ones holes that don't claim to be zero"""
+        """the block status: dirty ranges are data, clean ones are holes without the zero flag"""
         self.begin()
         self.transact(self.bitmap("add"))
         self.write(2 * CHUNK, b"x")
@@ -374,7 +374,7 @@ class Views(BackupCase):
         self.source_is_good()
 
     def test_remote(self):
-        """to a server: what is about to be changed goes there, and the point is shown all the same"""
+        """the target is an NBD server: old content is copied there before it is changed, and the view still shows it"""
         self.begin()
         target, old = self.memory(), bytes(self.content)
         self.backup(target.uri, "none", mode="existing")
@@ -392,14 +392,14 @@ class Views(BackupCase):
 
 @parametrised
 class Targets(BackupCase):
-    """a target that is slow, hangs, is full or dies: clients don't notice, and don't fail"""
+    """a target that is slow, hangs, is full or dies: clients of the disk aren't held up and get no error"""
 
     def users_go_on(self, n=64):
         for number in range(n):
             self.write(number * CHUNK + self.rng.randrange(CHUNK), b"users go on")
 
     def test_slow(self):
-        """a rate that would take the copy alone ages: all granules are changed meanwhile"""
+        """clients change all granules while the target is far too slow to copy them"""
         self.begin()
         target, old = self.memory("--filter=rate", "rate=2M"), bytes(self.content)
         self.backup(target.uri, mode="existing", on_cbw_error="break-snapshot")
@@ -437,7 +437,7 @@ class Targets(BackupCase):
         self.source_is_good()
 
     def test_restarted(self):
-        """what wasn't flushed there is copied again, as it was at the point"""
+        """content that the target lost before a flush is copied again, as it was at the frozen point"""
         self.begin()
         path, old = self.path("target.raw"), bytes(self.content)
         with open(path, "wb") as file:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""qimg backup and qimg restore: a folder of points of a disk that is in use, each of which restores exactly (F-08 to F-10)."""
+"""qimg backup and qimg restore: a folder of backups of a disk in use, each restored exactly (F-08 to F-10)."""
 
 import json
 import os
@@ -58,7 +58,7 @@ class Points(CommandCase):
     cases_of = {fmt: (fmt,) for fmt in ("qcow2", "qed", "raw")}
 
     def check_of(self, fmt):
-        """all of it, and then what has changed; each restores to what it was"""
+        """a full backup, then increments; each restores the disk as it was at that point"""
         self.make(fmt)
         self.begin()
         expected = []
@@ -80,7 +80,7 @@ class Points(CommandCase):
         self.source_is_good()
 
     def test_pruned(self):
-        """the oldest are folded; those that are kept are what they were, and so is what comes after"""
+        """the oldest points are folded into the next one; all others, and later ones, still restore exactly"""
         self.begin()
         expected = {}
         for number in range(1, 7):
@@ -100,7 +100,7 @@ class Points(CommandCase):
         self.assertEqual(sorted(os.listdir(self.folder)), [".qimg-backup"] + [f"{p['name']}.qcow2" for p in points])
 
     def test_a_whole_one_when_it_has_to_be(self):
-        """the server has forgotten its bitmap; the user wants it; the whole ones before it are then removed"""
+        """a full backup is made when the server has lost its bitmap, or on request; older full ones are then removed"""
         self.begin()
         self.backup()
         self.server.stop()
@@ -116,7 +116,7 @@ class Points(CommandCase):
         self.verify()
 
     def test_shrunk_and_grown_between(self):
-        """what was cut off has changed, though the disk is as large as before: it reads as zeroes now"""
+        """the disk shrinks and grows back between backups: the part that was cut off has changed, it reads as zeroes"""
         for online in True, False:
             with self.subTest(online=online):
                 self.folder = self.path(f"backups-{online}")
@@ -127,7 +127,7 @@ class Points(CommandCase):
                 self.backup()
                 self.disk.shutdown()
                 self.server.stop()
-                less = self.SIZE // 2 + 5 * 512  # amid a granule
+                less = self.SIZE // 2 + 5 * 512  # inside a granule
                 run(QIMG, "resize", "-q", "--shrink", self.image, less)
                 if not online:
                     run(QIMG, "resize", "-q", self.image, self.SIZE)
@@ -144,7 +144,7 @@ class Points(CommandCase):
                 self.client.close()
 
     def test_two_folders(self):
-        """each has its own bitmap"""
+        """each folder has its own bitmap"""
         self.begin()
         first, second = self.path("a"), self.path("b")
         for self.folder in (first, second, first, second):
@@ -156,8 +156,7 @@ class Points(CommandCase):
         self.assertTrue(self.restored() == self.content)
 
     def test_under_writers(self):
-        """a month of hours, pruned as it goes; each kept point is the disk of a moment, the same that it was when it
-        was made"""
+        """many backups, pruned on the way; each point that is kept is the disk at one moment, and doesn't change"""
         self.begin()
         writers, expected = Writers(self.server, self.content, f"{SEED} month"), {}
         try:
@@ -178,7 +177,7 @@ class Points(CommandCase):
 
 
 class Interrupted(CommandCase):
-    """whatever ends a backup in the middle: the points are what they were, and the next one goes on from them"""
+    """a backup is interrupted: the existing points don't change, and the next backup continues from them"""
 
     def setUp(self):
         super().setUp()
@@ -188,7 +187,7 @@ class Interrupted(CommandCase):
         self.expected = bytes(self.content)
 
     def begun(self, *options):
-        """A backup that is so slow that it doesn't end by itself."""
+        """Starts a backup that is so slow that it doesn't end by itself."""
         self.change(20)
         process = subprocess.Popen([QIMG, "backup", f"--control={self.control}", "--speed=64k", *options, self.folder],
                                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -214,7 +213,7 @@ class Interrupted(CommandCase):
         self.goes_on()
 
     def test_ctrl_c(self):
-        """ends the job, too, and what it has made; the bitmap of the last point stays"""
+        """Ctrl-C ends the job and removes what it has made; the bitmap of the last point stays"""
         for number in (signal.SIGINT, signal.SIGTERM):
             with self.subTest(signal=number):
                 kept = self.bitmaps()
@@ -255,7 +254,7 @@ class Interrupted(CommandCase):
         process.wait()
 
     def test_folding_killed(self):
-        """at any time: points that are kept restore, and the folding is gone on with"""
+        """kill -9 while points are folded: the points that are kept restore, and the next run continues the folding"""
         expected = {1: self.expected}
         for number in range(2, 6):
             self.change(10)
@@ -284,7 +283,7 @@ class Interrupted(CommandCase):
 
 
 class RestoredMeanwhile(CommandCase):
-    """A restore while points are folded gives what the point was, or nothing."""
+    """A restore while points are folded gives the content of the point, or fails."""
 
     def two_points(self):
         self.begin()
@@ -294,10 +293,11 @@ class RestoredMeanwhile(CommandCase):
         return [point["name"] for point in self.points()]
 
     def test_found_and_then_folded(self):
-        """between the look at the folder and the opening: under way or killed, and done"""
+        """the point is folded after the restore has listed the folder and before it opens the file: once the folding
+        is unfinished, once it is complete"""
         (oldest, newest), found = self.two_points(), []
         file, marker = (f"{self.folder}/{oldest}{suffix}" for suffix in (".qcow2", ".folding"))
-        # It stops behind the last marker that it looks for.
+        # SIGSTOP stops the restore when it has looked for the last marker.
         for done in (False, True):
             log = self.path("calls")
             process = subprocess.Popen(["strace", "-D", "-qq", "-o", log, "-e", "trace=faccessat,faccessat2", "-e",
@@ -321,7 +321,7 @@ class RestoredMeanwhile(CommandCase):
         self.assertIn("has just been folded into the next one", found[0][1])
 
     def test_folding_waits_for_no_reader(self):
-        """the point that is read stays one that can be restored"""
+        """while a point is being read the folding is refused, and the point can still be restored"""
         oldest, _ = self.two_points()
         before, first = self.points(), self.restored("1")
         reader = subprocess.Popen(["qemu-nbd", "-r", "-t", "-f", "qcow2", "-k", self.path("reader"),
@@ -339,7 +339,7 @@ class RestoredMeanwhile(CommandCase):
 
 
 class Hostile(CommandCase):
-    """Others may write to the folder, too."""
+    """Files in the folder that somebody else has written."""
 
     def refused(self, words):
         done = run(QIMG, "backup", "--control=/nonexistent", self.folder, check=False)

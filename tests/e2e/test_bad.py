@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What can't be served is refused before nbdkit listens, with exit status 1 and one message that
-names the file, the field and the reason; what is broken deeper fails the request with EIO while
-the server lives on.  Nothing is ever waited for.
+"""An image that can't be served is refused before nbdkit listens, with exit status 1 and one message
+that names the file, the field and the reason.  Damage that isn't found at the start fails the requests
+that meet it with EIO, and the server goes on.  Nothing hangs.
 
 Requirements: Q-02, Q-17, L-09, L-10, V-01 and the formats' specifications.  Each table row is a
 test of its own.
@@ -19,7 +19,7 @@ import unittest
 from harness import *
 
 SIZE = 2 * MIB
-FAR = 1 << 40  # cluster aligned, and past the end of every file here
+FAR = 1 << 40  # aligned to clusters, and past the end of every file here
 
 # name: (offset, bytes) of each header field
 QCOW2 = {
@@ -92,7 +92,7 @@ class Parameters(Case):
             self.serve(image, "lazy-refcounts=off", *keys).stop()
 
     def test_lazy_refcounts_of_other_formats(self):
-        """L-01: there are none, and nobody has to connect to be told so."""
+        """L-01: other formats have no lazy refcounts; the server refuses at its start, not at the first connection."""
         for fmt in ("qed", "raw"):
             with self.subTest(format=fmt):
                 image = create(self.path(f"disk.{fmt}"), fmt, SIZE)
@@ -100,18 +100,18 @@ class Parameters(Case):
                 self.serve(image, f"format={fmt}", "lazy-refcounts=off").stop()
 
     def test_wrong_format(self):
-        """format=qed on a qcow2 image: the magic is looked at."""
+        """format=qed on a qcow2 image: the magic is checked."""
         self.refused(create(self.path("disk"), "qcow2", SIZE), "format=qed", words=["qed|magic"])
 
     def test_format_raw_serves_anything(self):
-        """format=raw serves the very bytes of a qcow2 file."""
+        """format=raw serves the bytes of a qcow2 file as a disk."""
         image = create(self.path("disk"), "qcow2", SIZE)
         server = self.serve(image, "format=raw")
         self.assertEqual(server.connect().pread(4, 0), b"QFI\xfb")
         server.stop()
 
     def test_image_names_are_no_urls(self):
-        """The user's own file name is just a name, whatever is in it."""
+        """file= is always a file name: "json:", "nbd:" and the like have no meaning in it."""
         for name in ("json:{}", "nbd:x", "a b%20c", "name=value", "ümläut"):
             with self.subTest(name=name):
                 image = create(self.path("disk"), "qcow2", SIZE)
@@ -181,7 +181,7 @@ class BadQcow2(Case):
     cases_truncated = {f"{length} bytes": (length,) for length in (3, 4, 23, 71, 100, 111)}
 
     def check_truncated(self, length):
-        """A file that ends inside the header: what is missing is said, nothing is guessed."""
+        """A file that ends inside the header is refused; no missing field is guessed."""
         image = create(self.path("disk"), "qcow2", SIZE)
         os.truncate(image, length)
         self.refused(image, "format=qcow2")
@@ -197,7 +197,7 @@ class BadQcow2(Case):
         self.refused(image, words=["L1"])
 
     def test_header_extension_past_the_header_cluster(self):
-        """An extension whose length leads out of the header area."""
+        """A header extension whose length reaches past the header area."""
         image = create(self.path("disk"), "qcow2", SIZE)
         patch(image, header(image, 100, 4, "big"), struct.pack(">II", 0x12345678, 0x7ffffff0))
         self.refused(image, words=["extension"])
@@ -212,7 +212,7 @@ class BadQcow2(Case):
                 self.refused(image, "writable=now")
 
     def test_features_are_called_by_the_images_own_names(self):
-        """L-09: the feature name table of the image tells what a bit is called."""
+        """L-09: messages use the names of feature bits from the image's own feature name table."""
         image = create(self.path("disk"), "qcow2", SIZE)
         head = bytearray(pathlib.Path(image).read_bytes()[:4096])
         at = head.index(struct.pack(">I", 0x6803f857)) + 8
@@ -222,7 +222,7 @@ class BadQcow2(Case):
         self.refused(image, words=["quantum clusters"])
 
     def test_snapshot_table_is_checked(self):
-        """An entry that leads out of the table."""
+        """An entry of the snapshot table that reaches past the table."""
         image = create(self.path("disk"), "qcow2", SIZE)
         run("qemu-img", "snapshot", "-c", "one", image)
         patch(image, header(image, 64, 8, "big") + 12, b"\xff\xff\xff\xff")
@@ -237,7 +237,7 @@ class BadQcow2(Case):
     }
 
     def check_unsupported(self, options, word):
-        """Served, once it is built; refused by name until then; never misread."""
+        """An optional feature is served, or refused by its name when it isn't built; it is never misread."""
         image = self.path("disk")
         create_encrypted(image, SIZE, options, cwd=self.dir)
         try:
@@ -387,8 +387,8 @@ class BadTables(Case):
         f"{fmt} {table} {what}": (fmt, table, value)
         for fmt in ("qcow2", "qed") for table in ("L1", "L2")
         for what, value in (("misaligned", 0x50200), ("outside", FAR), ("reserved bits", 1 << 60))
-        if not (fmt == "qcow2" and table == "L2" and what == "outside")  # reads as zeroes, as in QEMU
-        if not (what == "reserved bits" and (fmt, table) != ("qcow2", "L2"))  # ignored, as in QEMU
+        if not (fmt == "qcow2" and table == "L2" and what == "outside")  # such a cluster reads as zeroes, as in QEMU
+        if not (what == "reserved bits" and (fmt, table) != ("qcow2", "L2"))  # these bits are ignored, as in QEMU
     }
     cases_entry["qcow2 L1 over the end"] = ("qcow2", "L1", "end")
     cases_entry["qed L1 over the end"] = ("qed", "L1", "end")
@@ -398,7 +398,8 @@ class BadTables(Case):
     second = 48 * MIB
 
     def make(self, fmt):
-        """Two L2 tables' worth of disk, data in both; returns path and where the entries are."""
+        """An image with two L2 tables and data in both.  Returns its path, its byte order, and the offsets of the L1
+        table and the first L2 table."""
         order = "big" if fmt == "qcow2" else "little"
         image = create(self.path("disk"), fmt, 64 * MIB, "cluster_size=4k" + (",table_size=2" if fmt == "qed" else ""))
         fill(image, fmt, [(0, b"A" * 8192), (self.second, b"B" * 8192)])
@@ -407,7 +408,7 @@ class BadTables(Case):
         return image, order, l1, l2
 
     def check_entry(self, fmt, table, value):
-        """never misread"""
+        """the cluster behind a bad entry is refused, never misread; other clusters can be read"""
         image, order, l1, l2 = self.make(fmt)
         if value == "end":
             value = os.path.getsize(image) // 4096 * 4096 + (0 if table == "L2" or fmt == "qcow2" else -4096)
@@ -435,7 +436,7 @@ class BadTables(Case):
             server.stop()
 
     def test_qcow2_data_over_metadata_is_not_written(self):
-        """L-10: an L2 entry that points into a table of the image must not destroy it."""
+        """L-10: a write to a cluster whose L2 entry points at a table of the image doesn't overwrite the table."""
         for what in ("refcount table", "refcount block", "L1", "L2"):
             with self.part(victim=what):
                 image, order, l1, l2 = self.make("qcow2")
@@ -468,7 +469,7 @@ class BadTables(Case):
         self.assertTrue(header(image, 72, 8, "big") & 2)
 
     def test_data_that_is_cut_off(self):
-        """Clusters past the end of a truncated file: zeroes or EIO, never other data."""
+        """Clusters past the end of a truncated file read as zeroes or fail with EIO; they never read as other data."""
         for fmt in ("qcow2", "qed"):
             with self.part(fmt=fmt):
                 image, *_ = self.make(fmt)
@@ -487,7 +488,7 @@ class BadTables(Case):
                 server.stop()
 
     def test_compressed_clusters(self):
-        """Read right, or refused with EIO or ENOTSUP: never misread, nor written over."""
+        """Compressed clusters are read correctly, or refused with EIO or ENOTSUP, and never damaged by a write."""
         source = self.path("source")
         data = b"compressible " * 80000
         data = data[:len(data) // SECTOR * SECTOR]
@@ -518,10 +519,10 @@ class BadTables(Case):
 
 @unittest.skipIf(STANDIN, "needs the plugin")
 class BadFiles(Case):
-    """Q-04: what is neither a regular file nor a block device is refused at once."""
+    """Q-04: anything but a regular file or a block device is refused at once."""
 
     def test_unknown_magic(self):
-        """Raw is never guessed: the message says how to have it."""
+        """Raw is never guessed; the message says how to ask for it."""
         image = self.path("disk")
         pathlib.Path(image).write_bytes(b"\x55" * MIB)
         self.refused(image, words=["format=raw"])
@@ -564,7 +565,7 @@ class BadFiles(Case):
 
 @unittest.skipIf(STANDIN, "needs the plugin")
 class BadReferences(Case):
-    """Names found inside images are hostile."""
+    """Names of other files inside images are hostile input."""
 
     def overlay(self, backing, backing_fmt="qcow2", fmt="qcow2", name="disk"):
         path = self.path(name)
@@ -590,7 +591,7 @@ class BadReferences(Case):
                 self.refused(self.path("a"), words=[self.loop], name=False)
 
     def test_loops_through_links(self):
-        """A file is known by what it is, not by its name."""
+        """Loops are found by the file's identity, not by its name."""
         os.mkdir(self.path("folder"))
         os.symlink("../disk", self.path("folder/link"))
         os.symlink("folder", self.path("other"))
@@ -602,7 +603,7 @@ class BadReferences(Case):
         self.refused(self.overlay("a"), words=["symbolic"], name=False)
 
     def chain(self, depth):
-        """`depth` images on one another, the last one is the active layer."""
+        """A chain of `depth` images; returns the path of the active one."""
         create(self.path("0"), "qcow2", SIZE, "cluster_size=512")
         fill(self.path("0"), "qcow2", [(MIB, b"deep" * 128)])
         template = self.path("template")
@@ -654,7 +655,7 @@ class BadReferences(Case):
         self.serve(image, "references=none", "backing=none").stop()
 
     def test_references_dir(self):
-        """Only below the image's folder, symbolic links resolved."""
+        """references=dir allows only files below the image's folder, after symbolic links are resolved."""
         os.mkdir(self.path("inner"))
         os.mkdir(self.path("inner/sub"))
         create(self.path("outside"), "qcow2", SIZE)
@@ -677,7 +678,7 @@ class BadReferences(Case):
                     self.refused(image, "references=dir", words=["references|folder|director"], name=False)
 
     def forget_format(self, image, fmt):
-        """Takes the record of the backing format out of an image."""
+        """Removes the recorded backing format from an image."""
         if fmt == "qed":
             patch(image, 16, (header(image, 16, 8, "little") & ~4).to_bytes(8, "little"))
         else:
@@ -685,7 +686,7 @@ class BadReferences(Case):
             patch(image, head.index(b"\xe2\x79\x2a\xca"), b"\x12\x34\x56\x78")
 
     def test_raw_is_never_guessed_for_a_backing_file(self):
-        """Without a recorded format qcow2 and QED are recognised, raw must be said."""
+        """Without a recorded format qcow2 and QED are recognised; raw must be given by backing-format=."""
         flat = self.path("flat")
         pathlib.Path(flat).write_bytes(b"raw!" * (SIZE // 4))
         for fmt in ("qcow2", "qed"):
@@ -702,7 +703,7 @@ class BadReferences(Case):
                 self.serve(image).stop()
 
     def test_zeroes_written_without_the_backing_file_hide_it_later(self):
-        """backing=none sets it aside for one session: what is zero in that must stay zero."""
+        """Zeroes written in a session with backing=none must still be zeroes when the backing file is back."""
         for fmt, options in (("qcow2", ""), ("qcow2", "compat=0.10"), ("qed", "")):
             with self.part(fmt=fmt, options=options):
                 fill(create(self.path("base"), "raw", MIB), "raw", [(0, b"\xbb" * MIB)])
@@ -735,7 +736,7 @@ class BadReferences(Case):
 
 @unittest.skipIf(STANDIN, "needs the plugin")
 class HugeClaims(Case):
-    """No memory is taken because an image says so: only for what is there."""
+    """Memory use doesn't depend on sizes that an image claims, only on what the file contains."""
 
     PEAK = 100 * MIB  # far below each claim, far above what anything here needs
 
@@ -744,7 +745,7 @@ class HugeClaims(Case):
         return struct.pack(">II", kind, length) + payload
 
     def claims(self):
-        """(name, patches of a qcow2 image)"""
+        """Yields (name, patches that make a qcow2 image claim something huge)."""
         bitmaps = struct.pack(">IIQQ", 65535, 0, 65535 * 1024, 65536)
         snapshot = struct.pack(">QIHHIIQII", 0x30000, 0x400000, 65535, 65535, 0, 0, 0, 0, 0xffffffff)
         yield "snapshots", [(60, struct.pack(">IQ", 65536, 0x30000))]
@@ -758,7 +759,7 @@ class HugeClaims(Case):
         yield "size", [(24, struct.pack(">Q", (1 << 63) - 512))]
 
     def peak(self, *argv):
-        """The exit status, and the largest size of a command in bytes."""
+        """Runs a command; returns its exit status and its peak memory in bytes."""
         script = ("import resource, subprocess, sys; done = subprocess.run(sys.argv[1:], timeout=60, "
                   "stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL); "
                   "print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")
@@ -783,7 +784,7 @@ class HugeClaims(Case):
 
     @staticmethod
     def peak_of(server):
-        """The largest size of a server so far, in bytes."""
+        """The server's peak memory so far, in bytes."""
         status = pathlib.Path(f"/proc/{server.process.pid}/status").read_text(encoding="ascii")
         return int(re.search(r"VmHWM:\s*(\d+)", status)[1]) * 1024
 
@@ -796,7 +797,7 @@ class HugeClaims(Case):
                 self.expect_small(image, "qcow2")
 
     def test_snapshots_whose_tables_are_holes(self):
-        """400 of them with the largest L1 tables: 13 GB of holes, and 26 million clusters."""
+        """400 snapshots with L1 tables of the largest size: 13 GB of holes in 26 million clusters."""
         image, count, table = create(self.path("disk"), "qcow2", MIB, "cluster_size=512"), 400, 32 * MIB
         list_at = -(-os.path.getsize(image) // 512) * 512
         tables_at = list_at + count * 48
@@ -807,13 +808,13 @@ class HugeClaims(Case):
         patch(image, 60, struct.pack(">IQ", count, list_at))
         os.truncate(image, tables_at + count * table)
         server = self.serve(image)
-        with contextlib.suppress(nbd.Error):  # what the lists lie in has no refcounts
+        with contextlib.suppress(nbd.Error):  # it may fail: the clusters of these tables have no refcounts
             server.connect().pwrite(b"x" * 512, 0)
         self.assertLess(self.peak_of(server), self.PEAK)
         server.kill()
 
     def test_sparse_giants(self):
-        """The largest tables there may be, and a file of 8 TiB, all of it holes."""
+        """Tables of the largest size, and a file of 8 TiB that is one hole."""
         for fmt, options, size in (("qcow2", "cluster_size=2M", "1E"), ("qcow2", "cluster_size=64k", "16T"),
                                    ("qed", "cluster_size=64k,table_size=16", "64T")):
             with self.part(fmt=fmt, options=options):

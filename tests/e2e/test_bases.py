@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Images that lie below several disks: open once, whoever comes and goes.  E-12"""
+"""Bases of several disks of one server: each base is open only once while disks are opened and closed.  E-12"""
 
 import os
 import random
@@ -13,7 +13,7 @@ MANY = int(os.environ.get("QIMG_OVERLAYS", "200"))
 
 
 def descriptors(server, path):
-    """How often the server has a file open."""
+    """The number of descriptors that the server has of a file."""
     real, folder, n = os.path.realpath(path), f"/proc/{server.process.pid}/fd", 0
     for number in os.listdir(folder):
         try:
@@ -25,7 +25,7 @@ def descriptors(server, path):
 
 class Bases(Folder):
     def bases(self, depth=3):
-        """A chain of bases, beside the folder; of the last, what each layer has of it."""
+        """Makes a chain of bases outside the folder, each with its own data; self.bytes is the last one's content."""
         self.chain, below = [], None
         for number in range(depth):
             path = create(self.path(f"base{number}.qcow2"), "qcow2", SIZE, backing=below, backing_fmt="qcow2" if below else None)
@@ -42,7 +42,7 @@ class Bases(Folder):
         return bytes([1 + number % 99]) * SECTOR + self.bytes[SECTOR:]
 
     def commit(self, client):
-        """Of the first disk into its base; what is said when it is refused."""
+        """Commits the first disk into its base.  Returns None, or the error when it is refused."""
         try:
             client.cmd("block-commit", job_id="job", device="0.qcow2")
         except QmpError as error:
@@ -53,7 +53,7 @@ class Bases(Folder):
         return None
 
     def test_many_overlays(self):
-        """one descriptor for each base, and memory for the disks alone; all is given back"""
+        """one descriptor for each base, and little memory for each disk; everything is released at the end"""
         self.bases()
         self.overlays(MANY)
         server = self.serve_folder("linger=0")
@@ -114,7 +114,7 @@ class Bases(Folder):
             self.assertEqual(content(os.path.join(self.folder, f"{number}.qcow2"), "qcow2"), self.disk(number))
 
     def test_a_writer_is_refused(self):
-        """a commit into a base that others read; when they have left it goes on"""
+        """a commit into a base that another disk reads is refused until that disk is closed"""
         self.bases(2)
         self.overlays(2)
         control = self.path("control")

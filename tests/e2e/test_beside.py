@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""O-09: `create`, `info`, `map`, `check`, `snapshot` and `bitmap` beside qemu-img: what is printed, the exit
-status, and the images."""
+"""O-09: `create`, `info`, `map`, `check`, `snapshot` and `bitmap` compared with qemu-img: the output, the exit
+status and the images."""
 
 import json
 import os
@@ -32,7 +32,7 @@ class Create(SideBySide):
         self.rows([(f"create -f raw -o size={size} new", "new:raw") for size in ("1", "1000", "1.5k", "1M", "foo", "-1")])
 
     def test_first_block_of_raw_files(self):
-        """has data, so that O_DIRECT's alignment is found out by reading it"""
+        """is allocated, so that the alignment for O_DIRECT can be found out by reading it"""
         for words in ("create -q -f raw new 1M", "create -q -f raw new 512", "create -q -f raw new 0", "convert -f raw -O raw empty new"):
             with self.subTest(words=words):
                 self.both(words.split(), ["truncate -s 2M empty"])
@@ -52,7 +52,7 @@ class Create(SideBySide):
                    ("create -f qcow2 -b a.raw -F raw new 1M", "new:qcow2"), ("create -f raw -b a.raw -F raw new", "")])
 
     def test_backing_format_that_was_forgotten(self):
-        """is told, but not taken; and what isn't there can have none"""
+        """create -b without -F is refused, and names the format that it detected; a missing backing file is an error"""
         for name, says in (("a.raw", "detected format of raw"), ("a.qcow2", "detected format of qcow2"), ("a.qed", "detected format of qed"),
                            ("none", "Could not open 'none': .*No such file")):
             theirs, ours = self.both(["create", "-q", "-f", "qcow2", "-b", name, "new"])
@@ -85,7 +85,7 @@ class Info(SideBySide):
 
 
 class ColonNames(SideBySide):
-    """Names with a colon: "file:" before them says that it is none of a protocol."""
+    """File names with a colon: "file:" or a slash before it shows that it doesn't end the name of a protocol."""
 
     WITH = "qemu-img create -q -f qcow2 -b a.raw -F raw file:x:y"
 
@@ -107,7 +107,7 @@ class ColonNames(SideBySide):
 
 
 class BackingOptions(SideBySide):
-    """What --image-opts and names in JSON say of the layer below counts more than what the image does."""
+    """backing= in --image-opts and in json: names overrides the backing file that the image names."""
 
     OTHER = "driver=qcow2,file.filename=over.qcow2,backing.driver=raw,backing.file.filename=b.raw"
     DEEP = "driver=qcow2,file.filename=top.qcow2,backing.driver=qcow2,backing.file.filename=over.qcow2,backing.backing.driver=raw," \
@@ -115,7 +115,7 @@ class BackingOptions(SideBySide):
     NAME = "json:{'driver':'qcow2','file.filename':'over.qcow2','backing':%s}"
     TOP = "json:{'driver':'qcow2','file.filename':'top.qcow2','backing':%s}"
     MADE = "json:{'driver':'qcow2','file.filename':'made','backing':%s}"
-    BELOW_MADE = "{'driver':'qcow2','backing':{'driver':'qcow2','backing':null}}"  # what "made" names says more
+    BELOW_MADE = "{'driver':'qcow2','backing':{'driver':'qcow2','backing':null}}"  # against a json: backing name
     GONE = "mv a.raw gone"
 
     def test_read(self):
@@ -131,7 +131,7 @@ class BackingOptions(SideBySide):
                    (f"measure -O qcow2 --image-opts {self.OTHER}", "")])
 
     def test_a_base_that_looks_like_another_format(self):
-        """The format that is recorded holds for the file that is named instead."""
+        """The recorded backing format also holds for the file that is given instead; nothing is probed."""
         made = "qemu-img create -q -f qcow2 -b a.raw -F raw evil.raw 1M"
         self.rows([(f"convert -O raw --image-opts driver=qcow2,file.filename=over.qcow2,{below} out", "out:raw", made) for below in (
             "backing.file.filename=evil.raw", "backing.driver=raw,backing.file.filename=evil.raw")])
@@ -139,7 +139,7 @@ class BackingOptions(SideBySide):
             "{'file.filename':'evil.raw'}", "{'driver':'raw','file.filename':'evil.raw'}")])
 
     def test_nothing_further_below(self):
-        """Said of a layer below, whether that is named beside it or as the image names it."""
+        """backing=null ends the chain at a layer, whether that layer is given by an option or named by the image."""
         self.rows([(f"convert -O raw {name} out", "out:raw", self.GONE) for name in (
             self.TOP % "{'driver':'qcow2','file.filename':'over.qcow2','backing':null}", self.TOP % "{'backing':null}",
             self.TOP % "{'driver':'qcow2','backing':null}",
@@ -147,7 +147,7 @@ class BackingOptions(SideBySide):
             "json:{'driver':'qcow2','file.filename':'top.qcow2','backing.driver':'qcow2','backing.file.filename':'over.qcow2',"
             "'backing.backing':null}")])
         for below in ("backing=", "backing.backing=", "backing.driver=qcow2,backing.file.filename=over.qcow2,backing.backing="):
-            with self.subTest(below=below):  # of which qemu-img warns, although options can't say it otherwise
+            with self.subTest(below=below):  # qemu-img warns of this spelling; in options there is no other
                 theirs, ours = self.both(["convert", "-O", "raw", "--image-opts", f"driver=qcow2,file.filename=top.qcow2,{below}", "out"],
                                          [self.GONE])
                 self.assertEqual((theirs.returncode, ours.returncode, ours.stderr), (0, 0, ""))
@@ -161,11 +161,11 @@ class BackingOptions(SideBySide):
                     self.GONE)])
 
     def test_committed(self):
-        """Into what is said, and nothing else."""
+        """commit writes into the given backing file and changes no other image."""
         self.rows([(f"commit --image-opts {opts}", "a.raw:raw b.raw:raw over.qcow2:qcow2 top.qcow2:qcow2") for opts in (self.OTHER, self.DEEP)])
 
     def test_recorded(self):
-        """In an image that is made: others follow it."""
+        """A json: name with backing options that is recorded as a backing name is obeyed when the image is opened."""
         below = self.NAME % "{'driver':'raw','file.filename':'b.raw'}"
         self.rows([(f"convert -O raw made out", "out:raw", f"qemu-img create -q -f qcow2 -F qcow2 -b {below} made", self.GONE),
                    (f"create -f qcow2 -F qcow2 -b {below} made", "", self.GONE),
@@ -186,7 +186,7 @@ class BackingOptions(SideBySide):
 
 
 class Nothing(SideBySide):
-    """The driver null-co: zeroes of some size, which take no disk to be read."""
+    """The driver null-co: a disk of zeroes without a file."""
 
     OPTS = "driver=null-co,size=3M,read-zeroes=on"
     NAME = "json:{'driver':'raw','file':{'driver':'null-co','size':3145728,'read-zeroes':true}}"
@@ -201,7 +201,7 @@ class Nothing(SideBySide):
                    (f"compare --image-opts {self.OPTS} driver=raw,file.filename=a.raw", "")])
 
     def test_written_to(self):
-        """and forgotten"""
+        """Writes succeed and are dropped."""
         self.rows([("convert -n -f raw --target-image-opts a.raw driver=null-co,size=8M", ""),
                    ("convert -n -O raw a.raw null-co://", ""), ("bench -q -c 10 -w --image-opts driver=null-co,size=8M", ""),
                    ("bench -q -c 10 -f raw null-co://", "")], text=False)
@@ -213,14 +213,14 @@ class Nothing(SideBySide):
         self.rows([(f"info {words}", "") for words in (
             "--image-opts driver=null-co,color=red", "null-co://x", "null-co://?color=red")], text=False)
         for opts, says in (("size=-1", "size: must be"), ("size=x", "size: must be"), ("size=9E", "size: must be"),
-                           ("read-zeroes=maybe", "read-zeroes: must be on or off")):  # qemu-img takes what it can of these
+                           ("read-zeroes=maybe", "read-zeroes: must be on or off")):  # qemu-img accepts some of these
             done = self.both(["info", "--image-opts", f"driver=null-co,{opts}"])[1]
             self.assertEqual(done.returncode, 1)
             self.assertIn(says, done.stderr)
 
 
 class DataFile(SideBySide):
-    """An external data file that is named beside the image, wherever the image says that it is."""
+    """An external data file that is given by options instead of the one that the image names."""
 
     OPTS = "driver=qcow2,file.filename=data.qcow2,data-file.driver=file,data-file.filename=other"
     MOVED = ("cp data.raw other", "truncate -s 0 data.raw")
@@ -237,7 +237,7 @@ class DataFile(SideBySide):
 
 
 class Plain(SideBySide):
-    """A protocol's driver by itself: what lies there is not looked at for a format."""
+    """A protocol driver without a format driver: the content is raw, its format isn't probed."""
 
     def test_read(self):
         self.rows([(f"convert -O raw {words} out", "out:raw") for words in (
@@ -253,7 +253,7 @@ class Plain(SideBySide):
 
 
 class Map(SideBySide):
-    """Of images without holes in the file where their clusters lie, which qemu-img looks for; see test_cli.Map."""
+    """Only images whose clusters have no holes in the file, because qemu-img looks for these; see test_cli.Map."""
 
     @classmethod
     def setUpClass(cls):
@@ -287,7 +287,7 @@ class Snapshot(SideBySide):
             "-c one a.qcow2", "-U -l a.qcow2", "--image-opts -l driver=qcow2,file.filename=a.qcow2")])
 
     def test_without_a_verb(self):
-        """They are listed, as by newer versions of qemu-img; older ones print nothing."""
+        """Without an option the snapshots are listed, as newer versions of qemu-img do; older ones print nothing."""
         theirs, _ = self.both(["snapshot", "-l", "a.qcow2"], [self.WITH])
         _, ours = self.both(["snapshot", "a.qcow2"], [self.WITH])
         self.assertEqual((ours.returncode, ours.stderr), (0, ""))
@@ -319,7 +319,7 @@ class Bitmap(SideBySide):
 
 
 def table_places(path):
-    """Of a small qcow2 image: its refcount block, L1 and first L2 table, and bytes of a cluster."""
+    """The offsets of a small qcow2 image's refcount block, L1 table and first L2 table, and its cluster size."""
     bits = header(path, 20, 4, "big")
     block = header(path, header(path, 48, 8, "big"), 8, "big")
     l1 = header(path, 40, 8, "big")
@@ -327,7 +327,7 @@ def table_places(path):
 
 
 class Check(SideBySide):
-    """Images that are damaged in one way each.  What is found is told in the same lines."""
+    """Images with one kind of damage each; both programs must report it with the same lines."""
 
     KINDS = {"leak": "count of a free cluster", "leaks": "several", "twice": "a count is too high", "none": "a count is too low",
              "flag": "of an L2 entry", "l1flag": "of an L1 entry", "shared": "an entry says what another one says", "outside": "past the end"}
@@ -394,7 +394,7 @@ class Check(SideBySide):
         for kind in self.KINDS:
             for words in ("-r leaks", "-r all", "-r all --output=json"):
                 if kind in ("outside", "shared"):
-                    continue  # qemu-img leaves these, or tells of them twice
+                    continue  # qemu-img doesn't repair these, or reports them twice
                 with self.subTest(kind=kind, words=words):
                     self.checked(f"check {words} {kind}.qcow2")
                     self.same_image(f"{kind}.qcow2", "qcow2") if "all" in words else None

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`qimg bitmap` beside `qemu-img bitmap`: the same options, results and exit codes (B-10); and what
-other commands make of bitmaps (B-13)."""
+"""`qimg bitmap` compared with `qemu-img bitmap`: the same options, results and exit codes (B-10); and how
+other commands treat bitmaps (B-13)."""
 
 import json
 import random
@@ -19,7 +19,8 @@ class BitmapCommand(KeptBitmaps):
         return sorted((b["name"], b["granularity"], sorted(b["flags"])) for b in found)
 
     def both(self, image, *words, says=""):
-        """Runs the command on two copies of the image, which are the same then for who looks; True: it worked."""
+        """Runs the command by both programs, each on its own copy of the image; afterwards both copies must have the
+        same bitmaps.  Returns whether it succeeded."""
         ours, theirs = self.path("ours.qcow2"), self.path("theirs.qcow2")
         if not os.path.exists(ours):
             shutil.copy(image, ours)
@@ -51,7 +52,7 @@ class BitmapCommand(KeptBitmaps):
                                        says=f"Operation {verb} on bitmap x failed: Dirty bitmap 'x' not found"))
         self.assertFalse(self.both(image, "--merge", "x", image, "a",
                                    says="Operation merge on bitmap a failed: Dirty bitmap 'x' not found"))
-        # What came before stays.
+        # The actions before the failed one stay in effect.
         self.assertFalse(self.both(image, "--add", "--merge", "x", image, "new"))
         self.assertIn("new", str(self.bitmaps(self.path("ours.qcow2"))))
         for name, *_ in self.bitmaps(self.path("ours.qcow2")):
@@ -91,7 +92,7 @@ class BitmapCommand(KeptBitmaps):
         self.assertIn("No such file", run(QIMG, "bitmap", "--add", self.path("none"), "b", check=False).stderr)
 
     def test_large_ones(self):
-        """Each as large as QEMU has it, 512 MiB, and several of them; an end there is at 2 GiB."""
+        """Bitmaps of the largest size that QEMU allows, 512 MiB each, and 2 GiB of bitmaps in an image."""
         image = self.path("huge")
         create(image, "qcow2", 2 << 40, "cluster_size=2M")
         for name, granularity in (("fine", "512"), ("coarse", "2M"), ("second", "512"), ("third", "512")):
@@ -110,7 +111,7 @@ class BitmapCommand(KeptBitmaps):
         check(ours, "qcow2")
 
     def test_merged_from_another_image(self):
-        """Across granularities, from an image that isn't changed; sizes have to be the same."""
+        """The granularities may differ, the source image isn't changed, and the disks must have the same size."""
         rng = random.Random(9)
         source, image = create(self.path("source"), "qcow2", SIZE), self.image("b")
         run("qemu-img", "bitmap", "--add", "-g", "4k", source, "s")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Dirty bitmaps go with the disk from one image to another: after it they say what was changed, no more and no less. (B-16)"""
+"""Dirty bitmaps follow the disk from one image to another and then contain exactly what was changed (B-16)."""
 
 import concurrent.futures
 import os
@@ -26,7 +26,7 @@ class BitmapCase(OverlayCase):
         return self.client.cmd(f"block-dirty-bitmap-{verb}", node=node, name=name, **arguments)
 
     def dirty(self, name):
-        """The granules of the bitmap, as the server exports it."""
+        """The dirty granules of the bitmap, read from its export."""
         granularity = self.client.bitmaps()[name]["granularity"]
         handle = self.server.connect(f"bitmap/{name}")
         found = granules(dirty_ranges(handle), granularity)
@@ -35,7 +35,7 @@ class BitmapCase(OverlayCase):
         return found
 
     def expect_dirty(self, name, changed, what="", more=False):
-        """The bitmap says so; more: or more than that."""
+        """The bitmap must have exactly the changed granules; more=True allows others, too."""
         wanted = granules(changed, self.client.bitmaps()[name]["granularity"])
         found = self.dirty(name)
         self.assertEqual(wanted - found, set(), f"{SEED}: {what}: {name} lacks something")
@@ -47,7 +47,7 @@ class Pivot(BitmapCase):
     TIMEOUT = 1000
 
     def test_rounds(self):
-        """after a mirror has become the disk; under writers, and with both kinds of bitmaps"""
+        """a mirror's target becomes the disk while clients write; stored bitmaps, and bitmaps in memory"""
         for number in range(ROUNDS):
             with self.subTest(round=number):
                 self.one(random.Random(f"{SEED} {number}"), number)
@@ -102,7 +102,7 @@ class Pivot(BitmapCase):
         check(self.image, self.fmt)
 
     def test_one_name_on_both(self):
-        """what the target's image has kept under the name is in it, too: nothing that either says is lost"""
+        """disk and target have bitmaps of the same name: afterwards it has the dirty granules of both"""
         self.begin()
         target = create(self.path("target.qcow2"), "qcow2", self.SIZE)
         run("qemu-img", "bitmap", "--add", target, "b")
@@ -119,7 +119,7 @@ class Pivot(BitmapCase):
         self.assertEqual(self.stored(target), {"b": ["auto"], "other": ["auto"]})
 
     def test_a_crash_after_it(self):
-        """kill -9: what is in the new image is in use, and so not believed; the old one's is true"""
+        """kill -9 after the switch: the new image's bitmap is marked in use, so not trusted; the old image's is right"""
         self.begin()
         self.bitmap("add", "b", persistent=True)
         self.write(0, b"x")
@@ -134,7 +134,7 @@ class Pivot(BitmapCase):
         self.assertEqual(self.dirty_for_qemu(self.image, "b"), {0})
 
     def test_in_use_by_a_client(self):
-        """who reads bitmap/NAME keeps the disk where it is"""
+        """while a client reads bitmap/NAME, the mirror can't complete"""
         self.begin()
         self.bitmap("add", "b")
         self.mirror()
@@ -148,7 +148,8 @@ class Pivot(BitmapCase):
         self.source_is_good()
 
     def test_used_by_a_backup_while_it_would_take_up_another(self):
-        """which the backup, at its end, would clear without having copied what it says"""
+        """a backup uses the bitmap that would take in the granules of the target's one: at its end the backup would
+        clear these, too, without having copied them"""
         self.begin()
         target = create(self.path("target.qcow2"), "qcow2", self.SIZE)
         run("qemu-img", "bitmap", "--add", target, "b")
@@ -165,7 +166,7 @@ class Pivot(BitmapCase):
         self.assertEqual(self.dirty("b"), {48})
 
     def complete_beside_a_backup(self):
-        """a slow one, of what "b" says, which the job has to wait for"""
+        """Completing the job fails while a slow backup uses the bitmap "b"; then the backup ends."""
         self.client.cmd("drive-backup", job_id="slow", device="drive0", target=self.path("slow.raw"), sync="incremental",
                         format="raw", bitmap="b", speed=1)
         self.client.cmd("block-job-complete", device="job")
@@ -179,7 +180,7 @@ class Overlay(BitmapCase):
     TIMEOUT = 1000
 
     def grow(self, name, *bitmaps, node=None):
-        """A new image on top, and bitmaps on it, at one point."""
+        """Puts a new image on top and adds bitmaps to it, in one transaction."""
         node = node or name
         path = create(self.path(f"{name}.qcow2"), "qcow2", self.SIZE)
         self.add(name, "qcow2", file={"driver": "file", "filename": path}, backing=None)
@@ -190,8 +191,8 @@ class Overlay(BitmapCase):
         return path
 
     def test_as_libvirt_does(self):
-        """a bitmap on each layer, from the same point; the increment is all of them together; and so it is after
-        the disk is one image again"""
+        """each new layer begins with a bitmap of the same name; together they are the increment, also after the layers
+        have become one image again"""
         for number in range(ROUNDS):
             for end in ("commit", "mirror"):
                 with self.subTest(round=number, end=end):
@@ -201,7 +202,7 @@ class Overlay(BitmapCase):
         self.make("qcow2")
         self.begin("need-check-delay=0.02")
         self.bitmap("add", "b", granularity=4 * KIB, persistent=True)
-        self.bitmap("add", "old", granularity=4 * KIB)  # on the first layer alone
+        self.bitmap("add", "old", granularity=4 * KIB)  # only on the first layer
         writers = Writers(self.server, self.content, f"{SEED} {number}")
         try:
             names = ["drive0"]
@@ -225,7 +226,7 @@ class Overlay(BitmapCase):
             self.pivot()
             writers.some(20)
             with writers.still():
-                # What the base took over counts as changed, in whole clusters.
+                # Whole clusters that the commit copied to the base are dirty.
                 self.expect_dirty("b", writers.changed(), end, more=end == "commit")
                 self.expect_dirty("all", writers.changed(), end)
                 if end == "commit":
@@ -241,7 +242,7 @@ class Overlay(BitmapCase):
         self.assertEqual(self.stored(top["file"])["b"], ["auto"])
 
     def test_used_by_a_backup_while_layers_become_one(self):
-        """as Pivot.test_used_by_a_backup_while_it_would_take_up_another, of a layer below"""
+        """like Pivot.test_used_by_a_backup_while_it_would_take_up_another, with the bitmap of a layer below"""
         self.begin()
         self.bitmap("add", "b", granularity=4096)
         self.write(0, b"x")
@@ -256,7 +257,7 @@ class Overlay(BitmapCase):
         self.assertEqual(self.dirty("b"), {0})
 
     def test_none_of_them(self):
-        """a bitmap for an image on top that comes to nothing"""
+        """a transaction that fails leaves no bitmap on the image that it would have put on top"""
         self.begin()
         path = create(self.path("o.qcow2"), "qcow2", self.SIZE)
         self.add("o", "qcow2", file={"driver": "file", "filename": path}, backing=None)
@@ -276,7 +277,7 @@ class Overlay(BitmapCase):
 
 class BesideStoring(BitmapCase):
     def test_looked_at_while_it_is_stored(self):
-        """what is stored, by who adds one; and it is stored anew whenever nothing has changed for a moment"""
+        """a command that adds a bitmap looks at the stored ones while these are stored whenever writes pause"""
         self.make("qcow2")
         self.begin("need-check-delay=0.0001")
         for name in "abc":

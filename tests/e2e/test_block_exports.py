@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Exports that come and go by commands of the control socket."""
+"""Exports that are added and removed by commands of the control socket."""
 
 import concurrent.futures
 import threading
@@ -60,7 +60,7 @@ class Commands(Folder):
         check(path, "qcow2")
 
     def remove_when_free(self, client, name):
-        """The server learns a moment later that a client has left."""
+        """Removes an export after its client has left, which the server notices a moment later."""
         def tried():
             try:
                 client.cmd("block-export-del", id=name)
@@ -71,7 +71,7 @@ class Commands(Folder):
         self.await_true(tried, "it is free")
 
     def test_removed_while_somebody_looks(self):
-        """E-08: who asks what there is uses none of it"""
+        """E-08: queries don't count as users of an export: it can be removed meanwhile"""
         server, client = self.start()
         self.add_node(client, "second", 2)
         stop = threading.Event()
@@ -109,7 +109,7 @@ class Commands(Folder):
         server.stop()
 
     def test_a_job_of_an_added_one(self):
-        """E-08: and it isn't removed meanwhile"""
+        """E-08: a disk that was added can have a job, and can't be removed while it runs"""
         server, client = self.start()
         self.add_node(client, "second", 2)
         client.cmd("block-export-add", **{"type": "nbd", "id": "e2", "node-name": "second", "writable": True})
@@ -144,7 +144,7 @@ class Commands(Folder):
         server.stop()
 
     def test_writethrough(self):
-        """What was answered is in the image, whatever becomes of the server."""
+        """With writethrough, answered writes are in the image even after kill -9; without, they may be lost."""
         for through in True, False:
             with self.part(writethrough=through):
                 server, client = self.start()
@@ -158,14 +158,14 @@ class Commands(Folder):
                 self.assertEqual(content(path, "qcow2")[3 * MIB:][:1] == b"w", through)
 
     def test_choices_for_the_servers_own_images(self):
-        """are none for what is added, which needn't be able to"""
+        """compress=on and lazy-refcounts=on don't apply to an added image, whose format may not support them"""
         _, client = self.start("compress=on", "lazy-refcounts=on")
         path = self.image("added.qed", "qed", byte=2)
         client.cmd("blockdev-add", **{"driver": "qed", "node-name": "added", "file": {"driver": "file", "filename": path}})
         client.cmd("block-export-add", **{"type": "nbd", "id": "e2", "node-name": "added", "writable": True})
 
     def test_images_of_a_folder(self):
-        """E-08: are there while they are open, and are closed at once"""
+        """E-08: images of a folder are exports while they are open; removing one closes it at once"""
         path = self.image("vm/disk.qcow2", byte=1)
         server = self.serve_folder("linger=1000", f"control={self.path('control')}")
         client = Qmp(self.path("control"))

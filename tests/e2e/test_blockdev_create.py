@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""blockdev-create: files and images that are made on request, over nothing that is in use.  M-61"""
+"""blockdev-create: makes files and images on request, but never over something that is in use.  M-61"""
 
 import fcntl
 import json
@@ -26,7 +26,7 @@ class CreateCase(MirrorCase):
         self.assertEqual(self.client.cmd("blockdev-create", job_id=job, options=options), {})
 
     def states(self, job="x"):
-        """the job's, up to its end"""
+        """the states that the job passes through, up to "concluded" """
         states = []
         while not states or states[-1] != "concluded":
             event = self.client.receive() if not self.client.events else self.client.events.pop(0)
@@ -49,7 +49,7 @@ class CreateCase(MirrorCase):
         return self.dismiss()
 
     def fails_later(self, words, **options):
-        """by an error of the job"""
+        """the command starts a job, and the job ends with an error"""
         self.start_creation(**options)
         self.assertEqual(self.states(), FAILED)
         job, = self.client.cmd("query-jobs")
@@ -58,13 +58,13 @@ class CreateCase(MirrorCase):
         self.dismiss()
 
     def refused(self, words, **options):
-        """at once: there is no job"""
+        """the command itself fails, and there is no job"""
         options = {key.replace("_", "-"): value for key, value in options.items()}
         self.fails("GenericError", self.client, "blockdev-create", words, job_id="x", options=options)
         self.assertEqual(self.client.cmd("query-jobs"), [])
 
     def file(self, name, size=0):
-        """made, and a node of that name"""
+        """makes a file, and a node of the same name over it"""
         path = self.path(name)
         self.make(driver="file", filename=path, size=size)
         self.client.cmd("blockdev-add", driver="file", node_name=name, filename=path)
@@ -88,7 +88,7 @@ class Making(CreateCase):
         self.assertFalse(any(pathlib.Path(path).read_bytes()))
 
     def test_qcow2(self):
-        """by a node's name, and by a node that is described in place; as qemu-img sees it"""
+        """over a file that is given by a node's name, or described in the command; judged by qemu-img"""
         path = self.file("q")
         self.make(driver="qcow2", file="q", size=self.SIZE)
         info = harness.info(path, "qcow2")
@@ -117,7 +117,7 @@ class Making(CreateCase):
         info = harness.info(path, "qcow2")["format-specific"]["data"]
         self.assertEqual((info["data-file"], info["data-file-raw"], self.size(data)), (data, True, MIB))
         self.refused("busy: node is part of another", driver="qcow2", file="q", data_file="q", size=MIB)
-        self.make(driver="qcow2", file="q", size=MIB)  # which that has left free
+        self.make(driver="qcow2", file="q", size=MIB)  # the failed command has released the node
 
     def test_qed(self):
         path = self.file("e")
@@ -131,13 +131,13 @@ class Making(CreateCase):
         self.expect_content(path, "qed")
 
     def test_then_a_snapshot(self):
-        """onto what was made"""
+        """a snapshot onto the image that was made"""
         path = self.file("top-file")
         self.make(driver="qcow2", file="top-file", size=self.SIZE, backing_file=self.image, backing_fmt="qcow2")
         self.client.cmd("blockdev-add", driver="qcow2", node_name="top", file="top-file", backing=None)
         self.client.cmd("blockdev-snapshot", node="drive0", overlay="top")
         self.write(MIB, b"on top" * 1000)
-        # It is in use: neither it nor what lies below can be made anew.
+        # Now the image is in use: neither its node nor its file can be overwritten.
         self.refused("Node 'top-file' is busy", driver="qcow2", file="top-file", size=MIB)
         self.fails_later("is part of the disk 'drive0'", driver="file", filename=path, size=0)
         self.server.stop()
@@ -147,7 +147,7 @@ class Making(CreateCase):
 
 class Events(CreateCase):
     def test_no_block_job(self):
-        """it is in query-jobs alone, and verbs of block jobs don't know it"""
+        """the job is listed by query-jobs only, and commands for block jobs don't know it"""
         self.start_creation(driver="file", filename=self.path("file"), size=0)
         self.assertEqual(self.states(), STATES)
         self.assertEqual(self.client.cmd("query-block-jobs"), [])
@@ -174,7 +174,7 @@ class Events(CreateCase):
         self.dismiss()
 
     def test_a_job_beside_it(self):
-        """of the disk, which isn't in its way"""
+        """a job of the disk doesn't prevent it"""
         self.mirror()
         self.ready()
         self.client.events.clear()
@@ -186,7 +186,7 @@ class Events(CreateCase):
         self.pivot()
 
     def test_cancelled(self):
-        """a large one on its way leaves nothing, and the server's end doesn't wait for it"""
+        """a large file that is cancelled is removed, and the server's end doesn't wait until it is complete"""
         path = self.path("large")
         for end in (lambda: self.client.cmd("job-cancel", id="x"), self.server.stop):
             self.start_creation(driver="file", filename=path, size=1 << 40, preallocation="full")
@@ -228,7 +228,7 @@ class Refused(CreateCase):
         self.fails("GenericError", self.client, "blockdev-create", "not a well-formed id", job_id="9",
                    options={"driver": "file", "filename": path, "size": 0})
         self.assertFalse(os.path.exists(path))
-        self.make(**fmt, size=MIB)  # nothing of all that holds the node
+        self.make(**fmt, size=MIB)  # none of the failed commands still uses the node
 
     def test_nodes(self):
         self.file("q")
@@ -250,7 +250,7 @@ class Refused(CreateCase):
         self.assertFalse(os.path.exists(self.path("q")))
 
     def test_what_is_in_use(self):
-        """served, served without a lock, locked by another program: nothing of it changes"""
+        """a file isn't changed when it is served, with or without a lock, or locked by another program"""
         before = pathlib.Path(self.image).read_bytes()
         other = create(self.path("other.raw"), "raw", MIB)
         for options in ({"driver": "file", "filename": self.image}, {"driver": "qcow2", "file": {
@@ -275,7 +275,7 @@ class Refused(CreateCase):
         self.expect_content(self.image, "qcow2")
 
     def test_no_half_file(self):
-        """a file is gone again; a node's file, which was there before, is empty"""
+        """after a failure a new file is removed; a node's file, which existed before, is empty"""
         path = self.file("q")
         new = self.path("new")
         resource.prlimit(self.server.process.pid, resource.RLIMIT_FSIZE, (4 * MIB, 4 * MIB))

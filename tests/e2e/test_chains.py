@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Long chains while they change: what is remembered of frozen layers is never read when it is no
-longer so.  E-13"""
+"""Long chains while they change: what the server has cached about frozen layers is never used after it
+has become wrong.  E-13"""
 
 import random
 import threading
@@ -15,7 +15,7 @@ READERS = 3
 
 
 class Readers:
-    """Connections that read at random, and compare with what the case says the disk has."""
+    """Connections that read at random places and compare with the content that the case expects."""
 
     def __init__(self, case):
         self.case, self.stop, self.wrong = case, threading.Event(), []

@@ -2,22 +2,22 @@
 """qimg check, and the repair of images when they are made writable.  Ids: Q-11, Q-12, Q-15, L-06,
 L-10.
 
-The judge is qemu-img check: on hundreds of damaged images (damage.py) both must come to the same
-exit status and the same numbers of errors and leaks.  Where they differ it is on purpose, and the
-damage has one of these tags:
+The judge is qemu-img check: on hundreds of damaged images (damage.py) both must report the same exit
+status and the same numbers of errors and leaks.  Where they differ on purpose, the damage has one of
+these tags:
 
-  unlooked  QEMU can't go on and gives up (exit 1) where we say what is wrong, count it as an error
-            (exit 2) and can repair it: a refcount table the header gives an impossible place or
-            size, refcount blocks that aren't aligned, snapshots with too much extra data, bitmaps
-            that contradict the format.
-  unread    Tables at places that no table can have are one error.  QEMU takes what lies there for
-            a table and counts each of its entries, so that its numbers have no meaning.
-  overlap   Two things in one cluster are an error even where the refcount happens to allow for it,
-            which QEMU doesn't see: our number of errors may be larger.
-  v2-zero   The zero flag in a version 2 image: both refuse to read such a cluster, QEMU's check
-            doesn't mention it.
-  v2-name   Less extra data moves what is taken for a snapshot's name, onto zero bytes; QEMU lets it pass.
-  extended-zero  The same flag in an extended L2 entry, where the specification has none.
+  unlooked  QEMU gives up (exit 1) where qimg reports an error (exit 2) and can repair it: a refcount
+            table with an impossible offset or size in the header, refcount blocks that aren't aligned,
+            snapshots with too much extra data, bitmaps that contradict the format.
+  unread    A table at an impossible offset is one error.  QEMU reads what lies there as a table and
+            counts each of its entries, so that its numbers have no meaning.
+  overlap   Two uses of one cluster are an error even if the refcount is large enough for both.  QEMU
+            doesn't notice that, so qimg may report more errors.
+  v2-zero   The zero flag in a version 2 image: both refuse to read such a cluster, but QEMU's check
+            doesn't report it.
+  v2-name   With less extra data the snapshot's name is read from another offset, where there are zero
+            bytes; QEMU accepts it.
+  extended-zero  The zero flag in an extended L2 entry, for which the specification doesn't define it.
   header    A header_length that isn't a multiple of 8, as the specification asks for, is refused.
 """
 
@@ -79,7 +79,7 @@ class Damaged(Case):
         return found
 
     def share(self):
-        """All of them, or the share of a quick run: another one with each seed."""
+        """All damages with QIMG_LONG=1, otherwise a third of them, which depends on the seed."""
         found = self.damages()
         return found if h.LONG else found[h.SEED % 3::3]
 
@@ -102,10 +102,10 @@ class Agrees(Damaged):
         elif "overlap" in item.tags:
             self.assertEqual((we.code, we.leaks), (they.code, they.leaks), what)
             self.assertGreaterEqual(we.corruptions, they.corruptions, what)
-        elif "counted" in item.tags:  # there may be one reference more than QEMU takes for enough
+        elif "counted" in item.tags:  # qimg may count one reference more than QEMU
             self.assertEqual((we.code, we.leaks), (2, they.leaks), what)
         elif item.base.fmt == "qcow2" and item.base.external:
-            # That a cluster isn't at its guest offset QEMU finds when it is used.
+            # A cluster that isn't at its guest offset: QEMU finds this when the cluster is used, not in the check.
             self.assertEqual(we.leaks, they.leaks, what)
             self.assertIn(we.code, (they.code, 2), what)
             self.assertGreaterEqual(we.corruptions, they.corruptions, what)
@@ -132,7 +132,7 @@ class Agrees(Damaged):
 
 class Repairs(Damaged):
     def expect_content(self, item, path):
-        """Everything but what the damage itself may have cost."""
+        """The disk must be as before, except for the ranges that the damage may have destroyed."""
         actual = bytearray(damage.content(path, item.base.fmt))
         if len(actual) != len(item.base.content):
             self.assertTrue(item.lost, "the size changed")
@@ -150,8 +150,8 @@ class RepairsAll(Repairs):
         what = f"{item.name}\nqemu-img: {they}\nqimg: {we}\nrepair: {repaired}"
         self.assertEqual(we.counts, repaired.counts, what)
         if fmt == "qed":
-            # There is no way to free a cluster in the middle of the file, nor to tell to whom one
-            # belongs that two entries name.
+            # In QED a cluster in the middle of the file can't be freed, and nothing tells to which of two
+            # entries a cluster belongs.
             self.assertEqual(we.counts, they.counts, what)
             self.assertIn(we.code, (0, 3) if "twice" not in item.tags else (0, 2, 3), what)
         else:
@@ -166,7 +166,7 @@ class RepairsAll(Repairs):
                 before, first = h.sha256(path), ours(path, item.base.fmt)
                 repaired = ours(path, item.base.fmt, "-r", "all")
                 if first.code == 1 or "hopeless" in item.tags:
-                    # Repairing what can't be read as a whole would free what it is made of.
+                    # If a table can't be read, a repair would free the clusters that it references.
                     self.assertEqual(repaired.code, first.code, repaired)
                     self.assertEqual(h.sha256(path), before, "changed, though it can't be repaired")
                 elif "any" not in item.tags:
@@ -176,8 +176,8 @@ class RepairsAll(Repairs):
 
 class RepairsLeaks(Repairs):
     def test_repair_of_leaks(self):
-        """frees what is leaked and touches nothing else; nothing is freed while entries make no
-        sense, for they may have stood for it"""
+        """frees leaked clusters and changes nothing else; frees nothing if there are invalid entries, which may
+        have been the references to these clusters"""
         for item in self.share():
             path = self.made(item)
             fmt, first = item.base.fmt, ours(path, item.base.fmt)
@@ -194,10 +194,10 @@ class RepairsLeaks(Repairs):
 
 @unittest.skipIf(h.STANDIN, "it is the plugin that is tested")
 class Served(Damaged):
-    """Damaged images are written to, as far as the server lets one: nothing gets worse.
+    """Clients write to damaged images, as far as the server allows it, and nothing gets worse.
 
-    Not those in which one host cluster belongs to two guest clusters, or will as soon as it is
-    used: no entry tells that by itself, and only a check that looks at all of them finds it."""
+    Left out are images in which one host cluster belongs to two guest clusters, or will as soon as it
+    is used: no single entry shows that, only a check of all of them does."""
 
     ALIASED = re.compile("refcount of (last )?data: . becomes 0|: other data|: another table|"
                          "L2 entry of a data cluster: past the end|"
@@ -207,7 +207,7 @@ class Served(Damaged):
     LENGTH = 5000
 
     def write(self, handle, model):
-        """What was answered, and flushed, must be there; what wasn't may be."""
+        """Writes to several places; writes that were answered and flushed are put into the model.  True if all were."""
         answered = []
         for off in self.WRITES:
             payload = self.rng.randbytes(self.LENGTH)
@@ -226,7 +226,7 @@ class Served(Damaged):
         return len(answered) == len(self.WRITES)
 
     def judge(self, item, path, model, known):
-        """Outside of what the damage cost, and of writes that failed."""
+        """Repairs the image; the disk must equal the model, except where the damage was and where writes failed."""
         after = ours(path, item.base.fmt, "-r", "all")
         if "hopeless" in item.tags:
             return
@@ -267,7 +267,7 @@ class Served(Damaged):
 
 
 def marks(path, fmt):
-    """The bits in the header that ask for a check."""
+    """The bits in the header that require a check."""
     if fmt == "qed":
         return h.header(path, 16, 8, "little") & NEED_CHECK
     return h.header(path, 72, 8, "big") & (DIRTY | CORRUPT) if h.header(path, 4, 4, "big") > 2 else 0
@@ -275,7 +275,7 @@ def marks(path, fmt):
 
 @unittest.skipIf(h.STANDIN, "it is qimg that is tested")
 class Words(Case):
-    """What is printed, and the exit status."""
+    """The output and the exit status."""
 
     def both(self, *argv):
         return [run(tool, "check", *argv, check=False) for tool in ("qemu-img", QIMG)]
@@ -287,7 +287,7 @@ class Words(Case):
 
     def leaky(self):
         path = self.image()
-        h.patch(path, 0x20000 + 2 * 30, b"\0\1")  # a cluster behind the last one
+        h.patch(path, 0x20000 + 2 * 30, b"\0\1")  # the refcount of a cluster behind the last one
         os.truncate(path, 32 * 64 * KIB)
         return path
 
@@ -339,7 +339,7 @@ class Words(Case):
                 self.assertRegex(we.stderr, "^qimg: ")
 
     def test_refcounts_that_allow_for_an_overlap(self):
-        """of a snapshot's L1 table with the active one: nobody may write to such an image"""
+        """a snapshot's L1 table is the active one, with a refcount of 2: a write to such an image would damage it"""
         path = h.create(self.path("x.qcow2"), "qcow2", "8M", "cluster_size=4k")
         run("qemu-img", "snapshot", "-c", "s", path)
         q = damage.Qcow2(path)
@@ -354,7 +354,7 @@ class Words(Case):
         self.serve(path, "writable=now").stop()
 
     def test_bitmaps_that_others_were_written_over(self):
-        """are dropped: what they say could miss changes"""
+        """bitmaps whose tables lie over something else are dropped: they may miss changes"""
         path = self.image()
         run("qemu-img", "bitmap", "--add", path, "b")
         q = damage.Qcow2(path)
@@ -371,7 +371,7 @@ class Words(Case):
                 self.assertEqual(h.content(copy, "qcow2"), h.content(path, "qcow2"))
 
     def test_without_the_data_file(self):
-        """an image can be checked: it has no refcounts of what lies there"""
+        """an image can be checked when its data file is missing: it has no refcounts of the data"""
         path = h.create(self.path("x.qcow2"), "qcow2", "8M", f"data_file={self.path('data')}")
         h.fill(path, "qcow2", [(0, b"x" * 200 * KIB)])
         they = theirs(path, "qcow2")
@@ -397,20 +397,20 @@ class Words(Case):
 
     @unittest.skipIf(h.SANITIZER_ENV, "a sanitizer takes memory of its own")
     def test_memory(self):
-        """no more than QEMU's takes: what a cluster costs counts, in a file of many"""
+        """a check of a large file needs less memory than QEMU's"""
         path = h.create(self.path("large.qcow2"), "qcow2", "512G", "preallocation=metadata")
         they, we = [self.peak(tool, "check", "-q", path) for tool in ("qemu-img", QIMG)]
         self.assertLess(we, they)
 
     @staticmethod
     def peak(*argv):
-        """KiB.  What a process counts starts with its parent's size, so that is a small one."""
+        """Peak memory in KiB.  The kernel's figure starts with the parent's size, so the parent is a small process."""
         script = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
                   "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")
         return int(run(sys.executable, "-S", "-c", script, *argv).stdout)
 
     def test_locks(self):
-        """an image that is being written to isn't checked, but with -U"""
+        """an image that is being written to is checked only with -U"""
         path = self.image()
         server = self.serve(path, "writable=now")
         handle = server.connect()
@@ -438,7 +438,7 @@ class OnOpen(Case):
     MARKED = {"qcow2": (72, "big", DIRTY), "qed": (16, "little", NEED_CHECK)}
 
     def killed(self, fmt, options=""):
-        """An image whose server was killed in the middle of its work, and what it must hold."""
+        """An image whose server was killed while it was in use, and the model of its content."""
         path = h.create(self.path(f"disk.{fmt}"), fmt, self.SIZE, options)
         server = self.serve(path)
         handle, model = server.connect(), h.Model(bytes(self.SIZE))
@@ -472,13 +472,13 @@ class OnOpen(Case):
                     model.expect(h.content(path, fmt), "after the repair")
 
     def test_leftovers_are_given_back(self):
-        """What the killed server had reserved ahead: leaks, or a longer file."""
+        """Clusters that the killed server had reserved in advance are leaks, or a longer file; a repair frees them."""
         given_back = 0
         for fmt, options in (*self.cases(), ("qcow2", "")):
             with self.part(fmt=fmt, options=options):
                 if options or fmt == "qed":
                     path, model = self.killed(fmt, options)
-                else:  # eager refcounts leave no mark
+                else:  # with eager refcounts the header has no mark
                     path = h.create(self.path("eager.qcow2"), fmt, self.SIZE)
                     server = self.serve(path)
                     handle, model = server.connect(), h.Model(bytes(self.SIZE))
@@ -491,7 +491,7 @@ class OnOpen(Case):
                 h.check(path, fmt)
                 given_back += size - os.path.getsize(path)
                 model.expect(h.content(path, fmt), "after qimg check -r all")
-        # Of one it may have been used up to its last cluster.
+        # Summed over all images: in a single one the reserve may have been used up.
         self.assertGreater(given_back, MIB)
 
     def test_read_only_changes_nothing(self):
@@ -520,7 +520,7 @@ class OnOpen(Case):
                 self.assertEqual(h.sha256(path), before)
 
     def unrepairable(self, fmt):
-        """Marked, and with an entry whose meaning nobody knows."""
+        """An image with a mark in the header and an entry that can't be repaired."""
         path = h.create(self.path(f"bad.{fmt}"), fmt, "8M", "cluster_size=4k")
         h.fill(path, fmt, [(0, self.rng.randbytes(64 * KIB))])
         if fmt == "qcow2":
@@ -566,7 +566,7 @@ class OnOpen(Case):
 
 @unittest.skipIf(h.STANDIN, "it is the plugin that is tested")
 class Corruption(Case):
-    """L-10: an entry that can't be right, met while serving."""
+    """L-10: the server meets an impossible entry while it serves."""
 
     def damaged(self, change, options="cluster_size=4k"):
         path = h.create(self.path("disk.qcow2"), "qcow2", "16M", options)
@@ -619,8 +619,8 @@ class Corruption(Case):
                     self.assertEqual(h.content(path, "qcow2")[4 * MIB:4 * MIB + 100], b"b" * 100)
 
     def test_both_marks(self):
-        """Corruption met while the image is dirty: both bits stay, nobody writes until it is
-        repaired, and what was flushed is there then."""
+        """Corruption found while the image is dirty: both bits stay, writes are refused until the image is repaired,
+        and then everything that was flushed is there."""
         path = self.damaged(self.CHANGES["misaligned"], "cluster_size=4k,lazy_refcounts=on")
         server = self.serve(path, "writable=now")
         handle = server.connect()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""qimg create, info and map beside qemu-img's, word for word; qimg serve as a program."""
+"""qimg create, info and map compared with qemu-img, word for word; qimg serve as a program."""
 
 import json
 import os
@@ -20,7 +20,7 @@ QIMG = BUILD / "qimg"
 
 
 def both(folder, *words):
-    """The same words to qemu-img and to qimg, one after the other in the same folder."""
+    """Runs qemu-img and then qimg with the same arguments in the same folder."""
     return [run(tool, *words, check=False, cwd=folder) for tool in ("qemu-img", QIMG)]
 
 
@@ -45,7 +45,7 @@ class CliCase(Case):
         self.assertEqual(qemu_json(theirs.stdout), json.loads(ours.stdout), words)
 
     def refuses(self, *words, says=()):
-        """Exit code 1, nothing on stdout but the announcement, one line that says why."""
+        """qimg must fail with exit code 1 and one line that says why; stdout may have only create's announcement."""
         done = self.qimg(*words, check=False)
         self.assertEqual(done.returncode, 1, f"{words}: {done.stdout}{done.stderr}")
         lines = done.stderr.splitlines()
@@ -98,7 +98,7 @@ class Create(CliCase):
             done = run(tool, *words, cwd=self.dir)
             info = qemu_json(self.qemu("info", "-f", fmt, "--output=json", "image").stdout)
             check(self.path("image"), fmt)
-            # An empty file takes nothing, or a block that qemu-img writes to try the alignment.
+            # An empty file has no blocks, or one that qemu-img writes to find out the alignment.
             if fmt != "raw" or "full" not in options and "falloc" not in options:
                 del info["actual-size"]
             results.append((done.stdout, done.stderr, info))
@@ -106,7 +106,7 @@ class Create(CliCase):
         self.assertEqual(*results)
 
     def test_backing_file(self):
-        """Size and names come from the backing file, whatever the formats"""
+        """The size is taken from the backing file, in all combinations of formats"""
         for base in ("raw", "qed", "qcow2"):
             for fmt in ("qed", "qcow2"):
                 with self.part(base=base, fmt=fmt):
@@ -129,7 +129,7 @@ class Create(CliCase):
                      says=["sub/sub/base"])
 
     def test_backing_options(self):
-        """-b and -F count more than -o"""
+        """-b and -F override -o"""
         self.qimg("create", "-q", "-f", "raw", "a,b", "5M")
         self.qimg("create", "-q", "-f", "qed", "base", "6M")
         for words in (("-o", "backing_file=a,,b,backing_fmt=raw"),
@@ -153,7 +153,7 @@ class Create(CliCase):
                      "1,5k", "k", "", "1kk", "1KB", "1Z", "8E", "18446744073709551616",
                      "9223372036854775808"):
             if size in ("0x10k", ".5k") and qemu_version() >= (8, 0):
-                continue  # which newer ones refuse
+                continue  # newer versions refuse it
             with self.part(size=size):
                 results = []
                 for tool in ("qemu-img", QIMG):
@@ -183,7 +183,7 @@ class Create(CliCase):
             self.assertFalse(os.path.exists(self.path("image")))
 
     def test_overwriting(self):
-        """What was there before is gone"""
+        """An existing file's content is replaced"""
         for fmt in ("raw", "qed", "qcow2"):
             with self.part(fmt=fmt):
                 pathlib.Path(self.path("image")).write_bytes(b"\xaa" * 3 * MIB)
@@ -274,7 +274,7 @@ class Look(CliCase):
         self.qemu("create", "-q", "-f", fmt, *(["-o", options] if options else []), "image", *words)
 
     def images(self):
-        """Makes one image called "image" after the other, yields what it is."""
+        """Makes one image after the other, always called "image"; yields a description of each."""
         for options in ("", "cluster_size=4k,table_size=2", "cluster_size=1M"):
             self.make("qed", options, "40M")
             self.io("qed", "image", "write 3M 200k", "write 9M 1k", "write 39M 1M",
@@ -326,7 +326,7 @@ class Info(Look):
                 self.same_json("info", "--backing-chain", "image")
 
     def test_formats(self):
-        """A given format is obeyed, an unknown content is raw"""
+        """A given format is used; unknown content is raw"""
         self.make("qed", "", "1M")
         self.same_output("info", "-f", "raw", "image")
         self.same_output("info", "-f", "qed", "image")
@@ -354,7 +354,7 @@ class Info(Look):
         self.same_output("info", "image")
 
     def test_name_that_is_not_text(self):
-        """A name of any bytes gives valid JSON"""
+        """The JSON is valid even for a name that isn't UTF-8"""
         name = os.fsencode(self.dir) + b"/\xff\xfe"
         subprocess.run([b"qemu-img", b"create", b"-q", b"-f", b"raw", name, b"1M"], check=True)
         done = subprocess.run([os.fsencode(QIMG), b"info", b"--output=json", name], check=True,
@@ -386,7 +386,7 @@ class Info(Look):
     def test_full_output(self):
         """Output that can't be written is an error"""
         self.make("qed", "", "1M")
-        for words, code in ((["info", "image"], 1), (["compare", "image", "image"], 2)):  # of compare, 1: they differ
+        for words, code in ((["info", "image"], 1), (["compare", "image", "image"], 2)):  # compare exits with 1 if they differ
             with self.subTest(words=words), open("/dev/full", "w", encoding="ascii") as full:
                 done = subprocess.run([QIMG, *words], cwd=self.dir, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
                 self.assertEqual(done.returncode, code)
@@ -394,7 +394,7 @@ class Info(Look):
 
 
 def places(text):
-    """A map's runs without what is said of their contents: (start, length, depth, present, offset)."""
+    """The runs of a map, joined where only zero and data differ: (start, length, depth, present, offset)."""
     runs = []
     for run_ in json.loads(text):
         now = [run_["start"], run_["length"], run_["depth"], run_["present"], run_.get("offset")]
@@ -417,8 +417,8 @@ class Map(Look):
         self.assertEqual(places(theirs.stdout), places(ours.stdout))
 
     def test_images(self):
-        """The same runs; where clusters were allocated ahead, qemu-img looks for holes in the file
-        in some images only, and by other units"""
+        """The same runs as qemu-img's.  For preallocated images only the places are compared: qemu-img looks for
+        holes in the file only in some of them, and by other units"""
         for what in self.images():
             with self.subTest(image=what):
                 if "preallocation" in what:
@@ -432,7 +432,7 @@ class Map(Look):
                 self.same_map("image")
 
     def test_ranges(self):
-        """Any start and length, also past the end"""
+        """All kinds of starts and lengths, also past the end"""
         self.make("qcow2", "", "10M")
         self.io("qcow2", "image", "write 1M 200k", "write 9M 1M")
         for start in ("0", "1", "1M", "1049k", "1.1M", "9.5M", "10M", "11M", "1T"):
@@ -479,14 +479,14 @@ class Program(CliCase):
 
 
 class ClosedDescriptors(CliCase):
-    """No image gets the number of a standard descriptor that is closed, and has what is printed written into it."""
+    """When standard descriptors are closed, no image may get their numbers: messages would be written into it."""
 
     def run_without(self, closed, *words):
         script = f'exec "$@" {" ".join(f"{fd}>&-" for fd in closed)}'
         return run("sh", "-c", script, "sh", QIMG, *words, cwd=self.dir, check=False)
 
     def test_images_stay_as_they_are(self):
-        """errors of commands that have opened the image for writing"""
+        """commands that fail after they have opened the image for writing"""
         self.qimg("create", "-q", "-f", "qcow2", "image", "8M")
         before = pathlib.Path(self.path("image")).read_bytes()
         for words in (["resize", "image", "1M"], ["amend", "-f", "qcow2", "-o", "compat=0.10,lazy_refcounts=on", "image"],
@@ -498,17 +498,17 @@ class ClosedDescriptors(CliCase):
                     self.assertEqual(pathlib.Path(self.path("image")).read_bytes(), before)
 
     def test_copies_are_whole(self):
-        """progress, which is printed while the target is open"""
+        """progress is printed while the target is open"""
         pathlib.Path(self.path("raw")).write_bytes(self.rng.randbytes(2 * MIB))
         for closed in ("1", "01", "012"):
             for fmt in ("raw", "qcow2", "qed"):
                 with self.subTest(closed=closed, fmt=fmt):
                     done = self.run_without(closed, "convert", "-p", "-f", "raw", "-O", fmt, "raw", "copy")
-                    self.assertEqual(done.returncode, 1, done.stderr)  # the progress wasn't told
+                    self.assertEqual(done.returncode, 1, done.stderr)  # the progress couldn't be printed
                     self.qemu("compare", "-f", "raw", "-F", fmt, "raw", "copy")
 
     def test_nothing_to_print(self):
-        """is no error"""
+        """closed descriptors are no error for a command that prints nothing"""
         done = self.run_without("012", "create", "-q", "-f", "qcow2", "image", "8M")
         self.assertEqual(done.returncode, 0)
         check(self.path("image"), "qcow2")
@@ -516,7 +516,7 @@ class ClosedDescriptors(CliCase):
 
 class ServeCase(CliCase):
     def start(self, *words):
-        """qimg serve, with the URI it printed."""
+        """Starts qimg serve; returns the process and the URI that it printed."""
         process = subprocess.Popen([str(QIMG), "serve", *words], cwd=self.dir, text=True,
                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, env=plugin_env())
@@ -542,7 +542,7 @@ class ServeCase(CliCase):
 
 class Serve(ServeCase):
     def test_default_socket(self):
-        """Beside the image, and there as soon as the URI is printed"""
+        """The socket lies beside the image and exists when the URI is printed"""
         self.image()
         process, uri = self.start("image")
         self.assertEqual(uri, f"nbd+unix:///?socket={self.path('image.sock')}")
@@ -553,7 +553,7 @@ class Serve(ServeCase):
         check(self.path("image"), "qed")
         self.assertIs(json.loads(self.qimg("info", "--output=json", "image").stdout)["dirty-flag"],
                       False)
-        # The socket that is left is replaced.
+        # A socket file that nobody listens at is replaced.
         process, uri = self.start("image")
         handle = self.connect(uri)
         self.assertEqual(bytes(handle.pread(512, MIB)), b"x" * 512)
@@ -616,7 +616,7 @@ class Serve(ServeCase):
         self.assertIn("log: ", errors)
 
     def test_an_image_in_use(self):
-        """While it is served for writing, only -U looks at it, and nobody writes over it"""
+        """While the image is served for writing, info and map need -U, and create doesn't overwrite it"""
         for fmt in ("raw", "qed", "qcow2"):
             with self.part(fmt=fmt):
                 self.image(fmt)
@@ -642,7 +642,7 @@ class Serve(ServeCase):
         self.refuses("serve", "image", "word", says=["word"])
         self.refuses("serve", "-s", "x" * 200, "image", says=["bytes"])
         self.refuses("serve", "-s", "missing/sock", "image", says=["missing/sock"])
-        # Neither a file nor a living server's socket is replaced.
+        # Neither a regular file nor the socket of a running server is replaced.
         pathlib.Path(self.path("file")).write_text("keep", encoding="ascii")
         self.refuses("serve", "-s", "file", "image", says=["file", "in use"])
         self.assertEqual(pathlib.Path(self.path("file")).read_text(encoding="ascii"), "keep")
@@ -652,7 +652,7 @@ class Serve(ServeCase):
             self.refuses("serve", "-s", "living", "image", says=["living", "in use"])
 
     def test_unservable_image(self):
-        """nbdkit's exit status and message are ours"""
+        """qimg serve passes on nbdkit's exit status and message"""
         os.mkdir(self.path("folder"))
         process, _ = self.start("folder")
         errors = process.stderr.read()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Clients that write all the time, each to a part of the disk of its own, and know what it must hold."""
+"""Clients that write all the time, each to its own part of the disk, and keep a model of what it must contain."""
 
 import contextlib
 import random
@@ -12,16 +12,16 @@ MOST = 96 * KIB
 
 
 class Writer(threading.Thread):
-    """Random requests, one after the other, on one connection to [base, base + len(content))."""
+    """Sends random requests, one after the other, on one connection, to [base, base + len(content))."""
 
     def __init__(self, handle, base, content, seed, unit=1, pause=0):
         super().__init__(daemon=True)
         self.handle, self.base, self.unit, self.pause = handle, base, unit, pause
         self.rng = random.Random(seed)
         self.lock = threading.RLock()  # held while a request runs
-        self.content = bytearray(content)  # as answered
+        self.content = bytearray(content)  # what the answered requests have made of it
         self.flushed = bytes(content)
-        self.unflushed = []  # (offset, bytes) that each byte may have since the last flush
+        self.unflushed = []  # (offset, bytes) of the requests since the last flush
         self.marked, self.since = None, []
         self.changed = []  # (offset on the disk, length) of all requests that change something
         self.count, self.error, self.over = 0, None, False
@@ -36,7 +36,7 @@ class Writer(threading.Thread):
 
     def put(self, off, payload):
         self.content[off:off + len(payload)] = payload
-        if self.marked is not None:  # else nobody asks, and it would grow for ever
+        if self.marked is not None:  # without a mark the list isn't used, and would grow without end
             self.since.append((off, payload))
 
     def request(self):
@@ -80,12 +80,12 @@ class Writer(threading.Thread):
             self.error = error
 
     def mark(self):
-        """From here on, remember each step; see is_a_moment."""
+        """Records every change from now on, for is_a_moment()."""
         with self.lock:
             self.marked, self.since = bytes(self.content), []
 
     def is_a_moment(self, found):
-        """Is that what this part of the disk was between two requests, at some time since mark()?"""
+        """Was this part of the disk equal to `found` between two requests, at some time since mark()?"""
         state = bytearray(self.marked)
         if state == found:
             return True
@@ -96,7 +96,7 @@ class Writer(threading.Thread):
         return False
 
     def survived(self, found):
-        """After a crash: each byte is as flushed, or as any request since then left it."""
+        """After a crash: is each byte of `found` as it was at the last flush, or as a request since then made it?"""
         for at in range(0, len(found), SECTOR):
             now, old = found[at:at + SECTOR], self.flushed[at:at + SECTOR]
             if now == old:
@@ -111,8 +111,8 @@ class Writer(threading.Thread):
 
 
 class Writers:
-    """One writer for each equal part of the disk.  pause: seconds between its requests, for who follows them without
-    holding them up."""
+    """`count` writers, one for each equal part of the disk.  pause: seconds between a writer's requests, so that a job
+    that doesn't hold them up can keep up with them."""
 
     def __init__(self, server, content, seed, count=4, unit=1, pause=0):
         size = len(content) // count // unit * unit
@@ -124,21 +124,21 @@ class Writers:
 
     @contextlib.contextmanager
     def still(self):
-        """No request is under way meanwhile."""
+        """A context in which no request is in flight."""
         with contextlib.ExitStack() as stack:
             for writer in self.all:
                 stack.enter_context(writer.lock)
             yield
 
     def changed(self, begin=False):
-        """(offset, length) of what was changed, while they are still; begin: from here on."""
+        """(offset, length) of all changes so far, to be called inside still().  begin: forget them."""
         found = [change for writer in self.all for change in writer.changed]
         for writer in self.all if begin else []:
             writer.changed = []
         return found
 
     def some(self, requests=100):
-        """Waits until so many more were answered."""
+        """Waits until so many more requests have been answered."""
         until = sum(w.count for w in self.all) + requests
 
         def enough():
@@ -149,7 +149,7 @@ class Writers:
         wait_until(enough, 60, "clients' requests")
 
     def stop(self):
-        """The disk as it must be now."""
+        """Ends the writers; returns what the disk must read as."""
         for writer in self.all:
             writer.over = True
         for writer in self.all:
@@ -170,7 +170,7 @@ class Writers:
         return all(w.is_a_moment(self.part(w, found)) for w in self.all)
 
     def crashed(self, found):
-        """After the server was killed: is the disk what was flushed, or newer?"""
+        """After the server was killed: is every byte of the disk as flushed, or newer?  Ends the writers."""
         for writer in self.all:
             writer.over = True
             writer.join(60)
