@@ -119,7 +119,7 @@ class Pivot(BitmapCase):
         self.assertEqual(self.stored(target), {"b": ["auto"], "other": ["auto"]})
 
     def test_a_crash_after_it(self):
-        """kill -9 after the switch: the new image's bitmap is marked in use, so not trusted; the old image's is right"""
+        """kill -9 after the switch: the new image's bitmap is in use, so not trusted; the old image's is right"""
         self.begin()
         self.bitmap("add", "b", persistent=True)
         self.write(0, b"x")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What isn't in the file as the guest sees it, as users ask for it: passphrases, data files, compression."""
+"""Images whose file doesn't hold the data as the guest sees it: passphrases, data files and compression, as
+users ask for them by parameters."""
 
 import json
 import os
@@ -17,11 +18,11 @@ from qmp import Qmp
 SIZE = 4 * MIB
 LUKS = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
 AES = "encrypt.format=aes,encrypt.key-secret=s"
-WORD = "sesame"  # create_encrypted's
+WORD = "sesame"  # the passphrase of create_encrypted
 
 
 def unlocked(path, secret=WORD):
-    """Words that open an encrypted image with a tool of QEMU."""
+    """The arguments with which QEMU's tools open an encrypted image."""
     return ["--object", f"secret,id=s,data={secret}", "--image-opts", f"driver=qcow2,encrypt.key-secret=s,file.filename={path}"]
 
 
@@ -36,7 +37,7 @@ class CodedCase(Case):
         pathlib.Path(self.password).write_text(WORD + "\n", encoding="utf-8")
 
     def encrypted(self, name="disk", options=LUKS, size=SIZE):
-        """With 64 KiB of 0xa5 at 1 MiB."""
+        """An encrypted image with 64 KiB of 0xa5 at 1 MiB."""
         path = self.path(name)
         create_encrypted(path, size, options)
         qemu_io(path, "write -P 0xa5 1M 64k")
@@ -48,7 +49,7 @@ class CodedCase(Case):
 
 
     def commit(self):
-        """The top layer into the base, on the control socket; the base is served then."""
+        """Commits the top layer into its base; afterwards the base is served."""
         with Qmp(self.path("qmp")) as qmp:
             qmp.cmd("block-commit", device="drive0", job_id="j")
             qmp.event("BLOCK_JOB_READY")
@@ -59,7 +60,7 @@ class CodedCase(Case):
 @unittest.skipIf(STANDIN, "needs the plugin")
 class Passphrases(CodedCase):
     def test_forms(self):
-        """+FILE, whose last newline isn't part of it, and text; for both methods."""
+        """passphrase=+FILE, without the file's last newline, and passphrase=TEXT; for both methods of encryption."""
         for options in (LUKS, AES):
             with self.part(options=options):
                 pathlib.Path(self.password).write_text(WORD + "\n", encoding="utf-8")
@@ -68,7 +69,7 @@ class Passphrases(CodedCase):
                     self.expect(self.serve(disk, form))
 
     def test_descriptor(self):
-        """-FD: what is read from there; by nbdkit and by qimg serve, which has a socket to pass on."""
+        """passphrase=-FD: read from a descriptor, by nbdkit and by qimg serve, which uses descriptor 3 itself."""
         disk = self.encrypted()
         out, into = os.pipe()
         os.write(into, f"{WORD}\n".encode())
@@ -97,14 +98,14 @@ class Passphrases(CodedCase):
         self.assertEqual(sha256(disk), before)
 
     def test_not_encrypted(self):
-        """Who has a key believes that the image is encrypted."""
+        """A passphrase for an image that isn't encrypted is refused: the user believes that it is."""
         plain = create(self.path("plain"), "qcow2", SIZE)
         self.refused(plain, "passphrase=x", words=["passphrase: the image isn't encrypted"])
         raw = create(self.path("raw"), "raw", SIZE)
         self.refused(raw, "format=raw", "passphrase=x", words=["passphrase: the image isn't encrypted"])
 
     def test_layers(self):
-        """passphrase.N is that of the N-th file below."""
+        """passphrase.N is for the N-th file below the image."""
         self.encrypted("base")
         middle = self.path("middle")
         run("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", "base", "-F", "qcow2", middle, str(SIZE))
@@ -135,8 +136,8 @@ class Passphrases(CodedCase):
         model.expect(pathlib.Path(self.path("flat")).read_bytes(), "qemu-img convert")
 
     def test_is_told_to_nobody(self):
-        """Neither to the log nor to who lists processes, when it lies in a file or goes through qimg serve; nor is
-        a text repeated when something is wrong with it or with its parameter's name."""
+        """A passphrase that lies in a file or goes through qimg serve is neither in the log nor in the list of
+        processes; and no message repeats one that is wrong, or that has a misspelled parameter."""
         disk = self.encrypted()
         server = self.serve(disk, f"passphrase=+{self.password}", nbdkit=["-v", "-D", "nbdkit.gnutls.log=9"])
         server.connect().pread(512, MIB)
@@ -154,7 +155,7 @@ class Passphrases(CodedCase):
             self.assertNotIn("hidden", self.refused(disk, f"{key}=hidden", name=False, words=[key, "passphrase"]))
 
     def test_commit(self):
-        """A job that opens a layer once more has its key."""
+        """A job that opens a layer once more has that layer's key."""
         base = self.encrypted("base")
         run("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", base, "-F", "qcow2", self.path("top"), str(SIZE))
         server = self.serve(self.path("top"), f"passphrase.1=+{self.password}", f"control={self.path('qmp')}")
@@ -169,10 +170,10 @@ class Passphrases(CodedCase):
 
 @unittest.skipIf(STANDIN, "needs the plugin")
 class DataFile(CodedCase):
-    """Names of data files come from images."""
+    """External data files, whose names come from images or from data-file=."""
 
     def image(self, options="data_file=data", size=SIZE, name="disk"):
-        """The tools of QEMU look for a relative name where they are started."""
+        """An image with a data file.  QEMU's tools look for a relative name in the folder where they are started."""
         run("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, self.path(name), str(size), cwd=self.dir)
         return self.path(name)
 
@@ -191,7 +192,7 @@ class DataFile(CodedCase):
                     model.expect(pathlib.Path(self.path("data")).read_bytes(), "the data file")
 
     def test_given(self):
-        """data-file= replaces the name for this time; it is trusted, whatever references= says."""
+        """data-file= replaces the name in the image for this session; references= doesn't restrict it."""
         disk = self.image()
         os.mkdir(self.path("elsewhere"))
         os.rename(self.path("data"), self.path("elsewhere/moved"))
@@ -207,7 +208,7 @@ class DataFile(CodedCase):
         self.refused(plain, f"data-file={self.path('elsewhere/moved')}", words=["data-file=", "keeps its data in itself"])
 
     def test_references(self):
-        """A hostile image reaches no file that it may not name."""
+        """references= also restricts the name of a data file in an image."""
         disk = self.image()
         self.refused(disk, "references=none", words=["names data, but references=none"])
         self.serve(disk, "references=dir").stop()
@@ -238,7 +239,7 @@ class DataFile(CodedCase):
         self.refused(disk, "data-file=ssh://host/data", words=["ssh://host/data"])
 
     def test_shorter_than_the_disk(self):
-        """What it doesn't have reads as zeroes; it is made longer by writes."""
+        """A data file that is shorter than the disk reads as zeroes behind its end, and writes make it longer."""
         for raw in ("off", "on"):
             with self.part(raw=raw):
                 disk = self.image(f"data_file={self.path('data')},data_file_raw={raw}")
@@ -264,7 +265,7 @@ class DataFile(CodedCase):
         self.assertEqual((sha256(disk), sha256(self.path("data"))), before)
 
     def test_locks(self):
-        """It is locked as the image is: QEMU doesn't write to it meanwhile."""
+        """The data file is locked like the image: QEMU can't write to it while it is served."""
         disk = self.image()
         server = self.serve(disk, "writable=now")
         other = run("qemu-io", "-f", "raw", "-c", "write 0 512", self.path("data"), check=False)
@@ -272,7 +273,7 @@ class DataFile(CodedCase):
         server.stop()
 
     def test_lock_of_one_file(self):
-        """When the data file's can't be had, the image's is given back: others go on reading it."""
+        """When the data file can't be locked, the image's lock is released, so that others can still read it."""
         disk = self.image(f"data_file={self.path('data')}")
         reader = self.serve(self.path("data"), "format=raw", nbdkit=["-r"])
         server = self.serve(disk)
@@ -284,14 +285,14 @@ class DataFile(CodedCase):
         server.stop()
 
     def share_data(self):
-        """The data file as an export of QEMU's, which doesn't trim; its address."""
+        """Serves the data file by a qemu-nbd that ignores trims; returns the URI."""
         socket, pidfile = self.path("data.sock"), self.path("data.pid")
         run("qemu-nbd", "--discard=ignore", "-f", "raw", "-t", "--fork", "-k", socket, f"--pid-file={pidfile}", self.path("data"))
         self.addCleanup(os.kill, int(pathlib.Path(pidfile).read_text(encoding="ascii")), signal.SIGKILL)
         return f"nbd+unix:///?socket={socket}"
 
     def test_raw_trimmed(self):
-        """A trim that doesn't reach the raw file leaves the disk as it is, too: both read the same."""
+        """Disk and raw data file stay equal even if the data file's server ignores a trim."""
         disk = self.image(f"data_file={self.path('data')},data_file_raw=on")
         server = self.serve(disk, f"data-file={self.share_data()}")
         handle = server.connect()
@@ -303,7 +304,7 @@ class DataFile(CodedCase):
         self.assertEqual(seen, pathlib.Path(self.path("data")).read_bytes()[:256 * KIB])
 
     def test_raw_grows(self):
-        """Grown by a commit, the raw file is as long as the disk, and reads as it."""
+        """A commit grows the disk: the raw data file becomes as long and stays equal to it."""
         for behind in (b"", b"Z" * 64 * KIB):
             with self.part(behind=len(behind)):
                 base = self.image(f"data_file={self.path('data')},data_file_raw=on", name="base")
@@ -319,7 +320,8 @@ class DataFile(CodedCase):
                 run("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", base, self.path("data"))
 
     def test_place_of_another(self):
-        """A cluster that isn't at its guest offset would be overwritten by the one that is."""
+        """An entry for another offset than its guest offset is refused: the cluster that belongs there would overwrite
+        it."""
         for extended, other in (("off", 64 * KIB), ("on", 2 * KIB)):
             with self.part(extended=extended):
                 disk = self.image(f"data_file={self.path('data')},extended_l2={extended}")
@@ -346,7 +348,7 @@ class DataFile(CodedCase):
 @unittest.skipIf(STANDIN, "needs the plugin")
 class Compress(CodedCase):
     def test_several_clients(self):
-        """Written by several at once: smaller than what it holds, right, and clean."""
+        """Several clients write with compress=on: the image is smaller than its content, correct and clean."""
         for kind in ("zlib", "zstd"):
             with self.part(kind=kind):
                 disk = create(self.path("disk"), "qcow2", 16 * MIB, f"compression_type={kind}")
@@ -386,7 +388,7 @@ class Compress(CodedCase):
         model.expect(content(disk, "qcow2"), "qemu-img convert")
 
     def test_refused(self):
-        """Where nothing can be compressed, who asks for it is told."""
+        """compress=on is refused for images that can't have compressed clusters."""
         for fmt in ("raw", "qed"):
             disk = create(self.path(fmt), fmt, SIZE)
             self.refused(disk, f"format={fmt}", "compress=on", words=[f"compress=on: {fmt}", "no compressed clusters"])
@@ -396,7 +398,7 @@ class Compress(CodedCase):
         self.refused(self.path("raw"), "format=raw", "compress=yes", name=False, words=["compress=yes: must be off or on"])
 
     def test_base_is_written_and_read(self):
-        """A commit writes to parts of the base's compressed clusters; of the rest users read on."""
+        """A commit writes to parts of the base's compressed clusters, and clients still read the other parts."""
         before = b"".join(bytes([1 + i % 255]) * 64 * KIB for i in range(SIZE // (64 * KIB)))
         for extended in ("off", "on"):
             with self.part(extended=extended):
@@ -427,7 +429,7 @@ class Compress(CodedCase):
                 model.expect(content(base, "qcow2"), "qemu-img convert")
 
     def test_base_that_can_not_compress(self):
-        """A job that writes to a layer of another format does so as that can."""
+        """compress=on doesn't apply to a layer of another format that a job writes to."""
         base = create(self.path("base"), "raw", SIZE)
         top = create(self.path("top"), "qcow2", None, backing=base, backing_fmt="raw")
         server = self.serve(top, "compress=on", f"control={self.path('qmp')}")

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""kill -9 in the middle of each command that changes an image in place: it opens, is clean or has leaks only,
-and its guest has lost nothing.
+"""kill -9 in the middle of each command that changes an image in place: afterwards the image opens, has no
+errors except leaks, and no data of the guest is lost.
 
-One half of the rounds kills after some time, the other at one of the calls that change a file, so that each gap
-between two of them is met.  Requirements: O-03 to O-05, O-08.  QIMG_ROUNDS: rounds of each command and image (3; with QIMG_LONG 50).
+One half of the rounds kills after a random time, the other half at one of the system calls that change a file,
+so that every interval between two of these calls is tried.  Requirements: O-03 to O-05, O-08.
+QIMG_ROUNDS: rounds of each command and image (3; with QIMG_LONG 50).
 """
 
 import json
@@ -25,7 +26,7 @@ SMALL = SIZE - 1000 * KIB
 
 
 class CommandKill(Case):
-    """Subclasses make images in self.path("master"), which each round gets anew."""
+    """Subclasses make images in self.path("master"); each round works on a new copy of them."""
 
     def setUp(self):
         super().setUp()
@@ -39,7 +40,8 @@ class CommandKill(Case):
         subprocess.run(["cp", "-r", "--sparse=always", self.path("master"), self.here], check=True)
 
     def calls(self, argv):
-        """The calls that change a file when nothing interrupts the command: (name, the how manieth of its thread)."""
+        """The system calls by which an undisturbed command changes files: (name, n), the n-th call of that name in
+        its thread."""
         self.anew()
         log, counts, found = self.path("calls"), {}, []
         run("strace", "-f", "-qq", "-o", log, "-e", f"trace={CALLS}", QIMG, *argv, cwd=self.here, env=plugin_env())
@@ -49,7 +51,7 @@ class CommandKill(Case):
         return found
 
     def killed_at_a_call(self, argv, name, number):
-        """True when a thread came so far."""
+        """Kills the command at a thread's n-th call of that name; True if a thread made so many."""
         done = run("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={name}", "-e",
                    f"inject={name}:signal=KILL:when={number}", QIMG, *argv, cwd=self.here, env=plugin_env(), check=False)
         return done.returncode != 0
@@ -64,7 +66,7 @@ class CommandKill(Case):
         return process.returncode != 0
 
     def rounds(self, argv, judge):
-        """Cuts the command short again and again; judge() says what of the images has to hold."""
+        """Kills the command ROUNDS times; after each kill judge() checks the images."""
         calls, killed = self.calls(argv), 0
         judge()
         began = time.monotonic()
@@ -82,7 +84,7 @@ class CommandKill(Case):
         self.assertGreater(killed, 0, "no round was cut short")
 
     def sound(self, name, fmt):
-        """Clean, or with leaks only, by both programs."""
+        """Both programs' checks must find no errors; leaks are allowed."""
         for tool in ("qemu-img", QIMG):
             done = run(tool, "check", "-f", fmt, self.there(name), check=False)
             self.assertIn(done.returncode, (0, 3), f"{tool}\n{done.stdout}{done.stderr}")
@@ -95,7 +97,7 @@ class CommandKill(Case):
 
 
 class Disk(CommandKill):
-    """One image, of which every other piece is allocated."""
+    """One image in which every other piece is allocated."""
 
     def make(self, fmt, options=""):
         shutil.rmtree(self.path("master"), ignore_errors=True)
@@ -132,7 +134,7 @@ class Disk(CommandKill):
         self.rounds(["resize", "-q", "--preallocation=full", "i", str(2 * SIZE)], judge)
 
     def test_shrink(self):
-        """What lies behind the new end was given up; all before it stays."""
+        """Everything before the new end stays; the user gave up what lies behind it."""
         for fmt, options in self.KINDS[:2]:
             self.make(fmt, options)
 
@@ -157,7 +159,7 @@ class Disk(CommandKill):
 
 
 class Snapshots(CommandKill):
-    """A disk whose snapshot has other data in a part of it."""
+    """A disk with a snapshot that differs from it in a part."""
 
     def make(self, options):
         shutil.rmtree(self.path("master"), ignore_errors=True)
@@ -184,7 +186,8 @@ class Snapshots(CommandKill):
             self.rounds(argv, judge)
 
     def test_amend(self):
-        """Version 2's table says less than version 3 wants: it is said before the version is another."""
+        """From version 2 to 3: the extra data that version 3 requires in the snapshot table is written before the
+        version is changed."""
         for options in ("cluster_size=4k,compat=0.10", "cluster_size=64k,compat=0.10"):
             self.make(options)
             snapshot_table.shorten(self.path("master/i"), [8])
@@ -219,7 +222,7 @@ class Snapshots(CommandKill):
 
 
 class Chains(CommandKill):
-    """base <- top, and another base that differs in a part."""
+    """base <- top, and another base with different data in a part."""
 
     SIZE, PIECE, FORMATS = SIZE, 100 * KIB, ("qcow2", "qed")
 
@@ -251,7 +254,7 @@ class Chains(CommandKill):
                 for name in also:
                     self.sound(name, base_fmt)
                 self.same_bytes("top", fmt)
-                # And it can be given again; a rebase that was done already has another file below it.
+                # The command can be repeated; after a complete rebase it may fail, as "top" has another backing file.
                 run(QIMG, *argv, cwd=self.here, env=plugin_env(), check=argv[0] != "rebase")
                 self.same_bytes("top", fmt)
                 if argv[0] == "commit":
@@ -273,7 +276,7 @@ class Chains(CommandKill):
 
 
 class FlushedEarly(Chains):
-    """So much to copy that the disk is to have some of it before the end."""
+    """So much data that it is flushed in between, before the end."""
 
     SIZE, PIECE, FORMATS = 256 * MIB, 256 * KIB, ("qcow2",)
     test_rebase = test_commit_that_leaves_the_image = None
@@ -293,7 +296,7 @@ class FlushedEarly(Chains):
 
 
 class Bitmaps(CommandKill):
-    """A disk with two bitmaps, of which one is kept as it is."""
+    """A disk with two bitmaps; the commands change "work", and "keep" must not change."""
 
     def make(self):
         os.makedirs(self.path("master"), exist_ok=True)
@@ -306,7 +309,7 @@ class Bitmaps(CommandKill):
         self.kept = self.bits(image)
 
     def bits(self, image):
-        """What the bitmap that is kept has recorded, as a copy in an image of its own shows it."""
+        """The content of the bitmap "keep", as the bytes of an image into which it is merged."""
         copy = self.path("copy")
         for number in range(2):
             run("qemu-img", "create", "-q", "-f", "qcow2", copy, str(SIZE))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Committing the active image into one below it, while clients write."""
+"""block-commit of the active image into one below it, while clients write."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ROUNDS = int(os.environ.get("QIMG_ROUNDS", 20 if LONG else 2))
 
 
 class CommitCase(MirrorCase):
-    """base <- middle <- top, each with something of its own and something of the others'."""
+    """base <- middle <- top; each layer has its own data, some of which covers data of the layers below."""
 
     SIZE = 4 * MIB
 
@@ -32,7 +32,7 @@ class CommitCase(MirrorCase):
         for n, (path, fmt, size) in enumerate(zip(self.paths, formats, sizes)):
             create(path, fmt, size, backing=self.paths[n - 1] if n else None,
                    backing_fmt=formats[n - 1] if n else None)
-            # What lies past the end of the image below reads as zeroes from here on.
+            # Past the end of the image below this layer reads as zeroes.
             self.content = self.content[:size] + bytes(max(0, size - len(self.content)))
             step = (3, 5, 7)[n] * 64 * KIB
             pieces = [(off, self.rng.randbytes(min(40 * KIB, size - off))) for off in range(n * 64 * KIB, size, step)]
@@ -46,7 +46,7 @@ class CommitCase(MirrorCase):
         self.assertEqual(self.client.cmd("block-commit", device="drive0", **arguments), {})
 
     def ends_as(self, path, fmt):
-        """The server ends; that image has the disk, and all are sound."""
+        """Stops the server; that image must have the disk's content, and all images must be clean."""
         self.disk.flush()
         self.server.stop()
         for checked, its_format in zip(self.paths, self.formats):
@@ -63,7 +63,7 @@ class Rounds(CommitCase):
                  for base in (0, 1) for end in ("complete", "cancel", "forced")}
 
     def check_end(self, formats, base, end):
-        """M-27, M-28: into the image below, and into the lowest one, with writers all the time"""
+        """M-27, M-28: a commit to the image below or to the lowest one, while clients write, with each kind of end"""
         for number in range(ROUNDS):
             with self.part(round=number):
                 rng = random.Random(f"{SEED} {formats} {base} {end} {number}")
@@ -94,7 +94,7 @@ class Rounds(CommitCase):
         self.ends_as(self.paths[base], self.formats[base])
 
     def after_cancel(self, base):
-        """the base has all, and the overlay is still what is served"""
+        """after a soft cancel the base has everything, and the overlay is still served"""
         self.softly()
         node = self.client.cmd("query-block")[0]["inserted"]
         self.assertEqual((node["file"], node["backing_file_depth"]), (self.image, 2))
@@ -112,7 +112,7 @@ class Sizes(CommitCase):
     """M-30"""
 
     def test_a_base_of_version_2(self):
-        """lazy refcounts were wished for the disk: the base needn't be able to have them"""
+        """the disk is served with lazy-refcounts=on, the base is of version 2, which doesn't have them"""
         self.paths = [create(self.path("base"), "qcow2", self.SIZE, "compat=0.10")]
         self.paths.append(create(self.path("top"), "qcow2", None, backing=self.paths[0], backing_fmt="qcow2"))
         self.formats, self.content = ("qcow2", "qcow2"), bytearray(self.SIZE)
@@ -151,21 +151,21 @@ class Sizes(CommitCase):
             self.assertEqual(harness.sha256(self.paths[0]), before, words)
 
     def test_what_a_shorter_base_hides_stays_hidden(self):
-        """it would be grown over a part of its own backing file, which isn't to be seen"""
+        """a commit that would grow a base so that hidden parts of its own backing file show is refused"""
         self.chain(("qcow2", "qcow2", "qcow2"), [4 * MIB, MIB, 4 * MIB])
         self.begin()
         self.fails("GenericError", self.client, "block-commit", "middle.qcow2.*base.qcow2.*would show",
                    device="drive0", job_id="job", base=self.paths[1])
         self.assertIsNone(self.job())
         self.assertEqual(harness.info(self.paths[1], "qcow2")["virtual-size"], MIB)
-        self.commit(self.paths[0])  # over both it goes
+        self.commit(self.paths[0])  # a commit past both is possible
         self.ready()
         self.pivot()
         self.same(bytes(self.disk.pread(self.SIZE, 0)), "the disk after the switch")
         self.ends_as(self.paths[0], "qcow2")
 
     def test_a_larger_base(self):
-        """isn't cut"""
+        """a base that is larger than the disk keeps its size"""
         self.chain(sizes=[8 * MIB, 8 * MIB, 4 * MIB])
         self.begin()
         self.commit()
@@ -178,7 +178,7 @@ class Sizes(CommitCase):
         self.same(harness.content(self.paths[0], "qcow2")[:self.SIZE])
 
     def test_no_bytes(self):
-        """M-19, by both ends"""
+        """M-19: a disk of 0 bytes, with both kinds of ends"""
         for end in ("softly", "pivot"):
             with self.part(end=end):
                 self.chain(sizes=[0, 0, 0])
@@ -194,7 +194,8 @@ class Clusters(CommitCase):
     """a base whose clusters are larger than the overlay's"""
 
     def test_the_rest_of_a_cluster(self):
-        """is read through the chain, when the base's tables have been loaded anew"""
+        """a part of a base's cluster that the overlay doesn't have is read correctly, even after the base's tables were
+        evicted from the cache and loaded again"""
         for fmt in ("qcow2", "qed"):
             for end in ("ready", "cancelled"):
                 with self.part(format=fmt, end=end):
@@ -216,7 +217,7 @@ class Clusters(CommitCase):
         self.ready()
         if end == "cancelled":
             self.forced()
-        for off in pages:  # so that the pages of the base's tables give way
+        for off in pages:  # these reads evict the pages of the base's tables
             self.assertEqual(self.disk.pread(1, off), b"\x55")
         for off, byte in ((0, 0x44), (64 * KIB, 0), (MIB, 0), (32 * MIB + 64 * KIB, 0), (100 * MIB, 0x33)):
             self.assertEqual(self.disk.pread(4096, off), bytes([byte]) * 4096, off)
@@ -225,7 +226,7 @@ class Clusters(CommitCase):
 
 
 class Described(CommitCase):
-    """The user says what lies below the base, which names another file itself."""
+    """The user gives the backing file of the base by options; the base itself names another one."""
 
     def setUp(self):
         super().setUp()
@@ -246,7 +247,7 @@ class Described(CommitCase):
         return f"backing=json:{json.dumps(layer)}"
 
     def expect_base(self):
-        """It has the disk, over what was said."""
+        """The base, over the given backing file, must have the disk's content."""
         flat = self.path("flat")
         run("qemu-img", "convert", "-O", "raw", f"json:{json.dumps(self.layer(self.base, backing=self.layer(self.real)))}", flat)
         self.same(pathlib.Path(flat).read_bytes(), "the base")
@@ -275,7 +276,7 @@ class Described(CommitCase):
     def test_by_the_command(self):
         fine = create(self.path("fine.qcow2"), "qcow2", self.SIZE, "cluster_size=4k", backing=self.top, backing_fmt="qcow2")
         pieces = [(off, self.rng.randbytes(4 * KIB)) for off in range(100 * KIB, self.SIZE, 300 * KIB)]
-        fill(fine, "qcow2", pieces)  # parts of the base's clusters
+        fill(fine, "qcow2", pieces)  # each covers a part of one of the base's clusters
         for off, payload in pieces:
             self.content[off:off + len(payload)] = payload
         words = [f"driver=qcow2,file.filename={fine}"]
@@ -295,7 +296,7 @@ class Described(CommitCase):
 
 @parametrised
 class Killed(CommitCase):
-    """kill -9 of the server leaves the chain good"""
+    """kill -9 of the server: the chain has everything that was flushed"""
 
     cases_phase = {f"{base} {phase}": (base, phase) for base in (0, 1)
                    for phase in ("running", "ready", "completing")}
@@ -317,14 +318,14 @@ class Killed(CommitCase):
         for path, fmt in zip(self.paths, self.formats):
             harness.repair(path, fmt)
             harness.check(path, fmt, allow_leaks=fmt == "qed")
-        # The overlay's content is right as long as it is used, and the base's from then on.
+        # The overlay has the disk while it is served, the base from the switch on.
         tried = [(self.image, self.fmt), *([(self.paths[base], self.formats[base])] if phase == "completing" else [])]
         found = [harness.content(path, fmt) for path, fmt in tried]
         self.assertTrue(any([writers.crashed(f) for f in found]), "a flushed byte is lost")
 
 
 class Refused(CommitCase):
-    """M-36, and what can't be"""
+    """M-36, and other commits that are refused"""
 
     def setUp(self):
         super().setUp()
@@ -344,7 +345,7 @@ class Refused(CommitCase):
         self.ends_as(self.image, self.fmt)
 
     def test_names_that_are_no_images_to_say(self):
-        """They would be refused at the next start."""
+        """A backing name that the server would refuse at its next start isn't written into an image."""
         for name, says in (("nbds://me@localhost/", "may not choose a user"), ("rbd:p/i:id=me", "may not choose how Ceph is asked"),
                            ('json:{"driver":"nbd","host":"h","tls-creds":"t"}', "tls-creds: is not an image's to say")):
             self.refused(says, top=self.paths[1], backing_file=name)
@@ -353,7 +354,7 @@ class Refused(CommitCase):
         self.ends_as(self.image, self.fmt)
 
     def test_an_nbd_export(self):
-        """It can be read, and is called by its name; it isn't said to be missing."""
+        """A layer that is an NBD export can't be committed to; the message says so, not that there is no such layer."""
         raw = pathlib.Path(self.path("exported"))
         raw.write_bytes(bytes(MIB))
         peer = Peer(self, "file", raw)
@@ -371,7 +372,7 @@ class Refused(CommitCase):
         server.stop()
 
     def test_internal_snapshots(self):
-        """of a layer that is committed rely on the base as it is"""
+        """a layer with internal snapshots can't be committed: they show the base below it"""
         self.client.cmd("blockdev-snapshot-internal-sync", device="drive0", name="s")
         before = harness.sha256(self.paths[0])
         for base in self.paths[:2]:
@@ -384,7 +385,7 @@ class Refused(CommitCase):
         self.ends_as(self.paths[0], self.formats[0])
 
     def test_another_process(self):
-        """the base is locked from the start on"""
+        """all layers are locked against other processes from the job's start"""
         self.commit()
         self.ready()
         for path, fmt in zip(self.paths, self.formats):
@@ -395,7 +396,7 @@ class Refused(CommitCase):
         self.ends_as(self.image, self.fmt)
 
     def test_a_base_that_another_has(self):
-        """somebody who reads it, and doesn't want it changed"""
+        """a commit to a base that another server reads is refused"""
         holder = self.serve(self.paths[0], "format=qcow2", nbdkit=("-r",))
         reader = holder.connect()
         reader.pread(512, 0)

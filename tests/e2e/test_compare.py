@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""O-02: `qimg compare`: as qemu-img's, beside it."""
+"""O-02: `qimg compare`, compared with `qemu-img compare`."""
 
 from harness import MIB, QIMG, run
 from side_by_side import SideBySide, pattern
@@ -35,7 +35,7 @@ class Compare(SideBySide):
             "-f qcow2 a.raw b.raw", "--bogus a.raw b.raw", "-q none a.raw")])
 
     def test_the_lowest_place_of_many(self):
-        """Whichever thread finds one first."""
+        """The first difference is reported, whichever thread finds one first."""
         data = bytearray(pattern(1, MIB) * 64)
         for name, places in (("a", ()), ("b", range(5 * MIB + 777, 64 * MIB, MIB))):
             for at in places:

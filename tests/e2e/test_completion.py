@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Words of qimg are completed in bash and zsh."""
+"""Completion of qimg's command line in bash and zsh."""
 
 import os
 import pty
@@ -15,7 +15,7 @@ from nbdkit_by_name import nbdkit_by_name
 
 FOLDER = ROOT / "packaging" / "completion"
 
-# What bash does when the key is pressed: it divides the line at "=", too.
+# Does what bash does when the Tab key is pressed: it also splits the line at "=".
 BASH = """
 . {script}
 COMP_WORDS=("$@")
@@ -86,7 +86,7 @@ class Bash(InAFolder):
 @unittest.skipIf(STANDIN, "needs the command")
 @unittest.skipUnless(shutil.which("zsh"), "no zsh")
 class Zsh(InAFolder):
-    """A shell at a terminal, where keys are pressed."""
+    """A zsh at a pseudo terminal, which gets keys."""
 
     def setUp(self):
         super().setUp()
@@ -100,7 +100,7 @@ class Zsh(InAFolder):
                    "print re''ady\n", "ready")
 
     def press(self, keys, expected):
-        """Types, until that is to be seen."""
+        """Sends keys, and waits until the expected text appears."""
         os.write(self.master, keys.encode())
         seen, limit = "", time.monotonic() + 10
         while expected not in seen:

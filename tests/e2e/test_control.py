@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The control socket: QMP as clients of QEMU speak it, and clients that don't behave."""
+"""The control socket: QMP as QEMU's clients speak it, and clients that misbehave."""
 
 import contextlib
 import json
@@ -51,7 +51,7 @@ class ControlCase(Case):
         return client
 
     def fails(self, kind, client, command, words="", **arguments):
-        """The command must fail with this class; its description has the words."""
+        """The command must fail with this error class; its description must match the words."""
         with self.assertRaises(QmpError) as caught:
             client.cmd(command, **arguments)
         self.assertEqual(caught.exception.kind, kind, caught.exception)
@@ -124,7 +124,7 @@ class Protocol(ControlCase):
         self.assertTrue(client.cmd("query-status")["running"])
 
     def test_junk(self):
-        """what isn't JSON gets an error, and the connection lives on"""
+        """input that isn't JSON gets an error reply, and the connection stays open"""
         client = self.qmp()
         for junk in (b"hello\n", b"}}\n", b'{"execute": }\n', b'{"execute" "x"}\n', b"'single'\n",
                      b"{nonsense}\n", b"\x00\x01\xff\n", b'{"execute": "query-status",}\n',
@@ -135,7 +135,7 @@ class Protocol(ControlCase):
             self.assertTrue(client.cmd("query-status")["running"], junk)
 
     def test_single_quotes(self):
-        """as people write them for QEMU"""
+        """single-quoted strings are accepted, as QEMU does"""
         client = self.qmp()
         client.send_bytes(b"{'execute': 'query-status', 'id': 'it\\'s \"fine\"'}\n")
         self.assertEqual(client.reply()["id"], "it's \"fine\"")
@@ -149,7 +149,7 @@ class Protocol(ControlCase):
                 time.sleep(0.01)
             client.send_bytes(message[cut:])
             self.assertEqual(client.reply()["id"], "}{\"\\")
-        client.send_bytes(b'{"execute": "query-st\n')  # never finished: a mistake, not a wait
+        client.send_bytes(b'{"execute": "query-st\n')  # a string without an end is an error at the end of its line
         self.assertIn("error", client.reply())
         self.assertTrue(client.cmd("query-status")["running"])
 
@@ -212,7 +212,7 @@ class Protocol(ControlCase):
         handle.flush()
 
     def test_a_client_that_pipelines_is_served(self):
-        """many questions at once, read a little later"""
+        """a client that sends many commands before it reads the replies"""
         client = self.qmp()
         client.send_bytes(b'{"execute": "query-version"}\n' * 2000)
         for _ in range(2000):
@@ -303,7 +303,7 @@ class Socket(ControlCase):
         self.serve(image, "control=none").stop()
 
     def test_a_server_in_the_background(self):
-        """a relative path is meant relative to where nbdkit was started"""
+        """a relative path of the socket is relative to the folder where nbdkit was started"""
         image = create(self.path("disk.qcow2"), "qcow2", MIB)
         pidfile = self.path("pid")
         run("nbdkit", "-U", self.path("nbd"), "-P", pidfile, harness.PLUGIN, image, "control=here",
@@ -340,7 +340,7 @@ class Server(ControlCase):
                          {"running": True, "singlestep": False, "status": "running"})
 
     def test_quit(self):
-        """answered, announced to all who negotiated, and the image is closed cleanly"""
+        """quit is answered, all clients get the SHUTDOWN event, and the image is closed cleanly"""
         image = create(self.path("disk.qed"), "qed", self.SIZE)
         self.start(image=image)
         first, second, silent = self.qmp(), self.qmp(), self.qmp(negotiate=False)
@@ -451,7 +451,7 @@ class Query(ControlCase):
         self.assertTrue(file.endswith("/n?me.raw"), file)
 
     def misplaced(self, fmt, options=""):
-        """An image whose first cluster can't be where its entry says."""
+        """An image whose first cluster has an impossible offset in its entry."""
         image = create(self.path("disk"), fmt, self.SIZE, options)
         fill(image, fmt, [(0, b"x" * 65536)])
         order, l1 = ("big", 40) if fmt == "qcow2" else ("little", 40)
@@ -467,8 +467,8 @@ class Query(ControlCase):
         self.assertIn("/disk", data["msg"])
 
     def test_corruption_is_told(self):
-        """a request meets a table entry that can't be right: with or without a bit for it in
-        the header, writes fail from then on"""
+        """a request meets an impossible table entry: there is an event, and writes fail from then on, whether or not
+        the format has a corrupt bit"""
         for fmt, options in (("qcow2", ""), ("qcow2", "compat=0.10"), ("qed", "")):
             with self.part(fmt=fmt, options=options):
                 self.start(image=self.misplaced(fmt, options), fmt=fmt)
@@ -491,7 +491,7 @@ class Query(ControlCase):
                 self.server.kill()
 
     def test_corruption_where_nothing_is_written(self):
-        """is told, too, and is nothing more: of a server that only reads, of a backing file"""
+        """corruption in a read-only image or a backing file only causes an event that isn't fatal"""
         for fmt in ("qcow2", "qed"):
             with self.part(fmt=fmt):
                 image = self.misplaced(fmt)
@@ -523,7 +523,7 @@ class Query(ControlCase):
 
 
 class JobCase(ControlCase):
-    """A disk with some contents, and jobs that copy it."""
+    """A disk with known content, and jobs that copy it."""
 
     CLUSTER = 64 * KIB
 
@@ -559,7 +559,7 @@ class JobCase(ControlCase):
         return jobs[0] if jobs else None
 
     def expect_event(self, name, **data):
-        """Fails at once when the job ends in another way."""
+        """The data of this event; fails at once if the job ends otherwise."""
         ends = {"BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED"}
         while True:
             event = self.client.event(name, *ends)
@@ -572,7 +572,7 @@ class JobCase(ControlCase):
         return self.expect_event("BLOCK_JOB_READY")
 
     def ended(self, name="BLOCK_JOB_COMPLETED", error=None):
-        """The job's end, by this event; and everything of it is closed."""
+        """Waits until the job has ended with this event and has closed all its files; returns the event's data."""
         data = self.expect_event(name)
         self.client.event("JOB_STATUS_CHANGE", id=data["device"], status="null")
         self.client.cmd("query-jobs")
@@ -588,7 +588,7 @@ class JobCase(ControlCase):
 
 class Jobs(JobCase):
     def test_complete_serves_the_target(self):
-        """M-03, M-06: on connections that are there, while the old image is closed and clean"""
+        """M-03, M-06: existing connections are served from the target, and the old image is closed and clean"""
         for fmt in ("raw", "qcow2", "qed"):
             with self.subTest(format=fmt):
                 self.setUp()
@@ -632,7 +632,7 @@ class Jobs(JobCase):
         self.mirror()
         self.ready()
         self.client.cmd("block-job-cancel", device="job", force=True)
-        # It may have ended in order just before.
+        # The job may have completed just before the command.
         data = self.client.event("BLOCK_JOB_CANCELLED", "BLOCK_JOB_COMPLETED")["data"]
         self.client.event("JOB_STATUS_CHANGE", status="null")
         self.assertEqual(set(data), {"device", "type", "len", "offset", "speed"})
@@ -664,7 +664,7 @@ class Jobs(JobCase):
         self.expect_content(copy, "raw")
 
     def begin_large(self):
-        """More than what is copied between two flushes."""
+        """A disk that is so large that the job flushes its target in between."""
         self.SIZE = 200 * MIB  # pylint: disable=invalid-name
         self.image = create(self.path("large.qcow2"), "qcow2", self.SIZE)
         self.begin()
@@ -674,7 +674,7 @@ class Jobs(JobCase):
             self.disk.pwrite(self.content[number * MIB:(number + 1) * MIB], number * MIB)
 
     def nbdkit(self, *words):
-        """Another server, nbdkit's own."""
+        """Starts another server: nbdkit with one of its own plugins."""
         socket, pidfile = self.path("other.sock"), self.path("other.pid")
         process = subprocess.Popen(["nbdkit", "-f", "-U", socket, "-P", pidfile, *words])
         self.addCleanup(process.wait)
@@ -694,7 +694,7 @@ class Jobs(JobCase):
         self.assertEqual(calls[-1], "Flush")
 
     def test_an_early_flush_fails(self):
-        """and all that was written before it is lost"""
+        """the first flush of the target fails, and everything written before it is lost: it has to be copied again"""
         self.begin_large()
         copy, failed = self.path("copy.raw"), self.path("failed")
         flush = (f"if [ -e {failed} ]; then exit 0; fi; : >{failed}; truncate -s 0 {copy}; "
@@ -714,7 +714,7 @@ class Jobs(JobCase):
         self.expect_content(copy, "raw")
 
     def test_under_load(self):
-        """clients write all the time, and find what they wrote"""
+        """clients write all the time, and read back what they wrote"""
         self.begin()
         stop, failures, written = threading.Event(), [], [0] * 4
         models = [bytearray(self.content[n * MIB:(n + 1) * MIB]) for n in range(4)]
@@ -882,7 +882,7 @@ class Jobs(JobCase):
         self.expect_content(self.image, "qcow2")
 
     def test_two_jobs(self):
-        """M-24: both copy; when the disk moves with one, the other goes along"""
+        """M-24: two jobs copy the disk; when the disk moves to one's target, the other goes on copying it"""
         self.begin()
         self.mirror("one.raw", job_id="one")
         self.ready()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What hangs holds up nobody but who asked for it: targets, backing files and requests that don't
-answer, and the control socket's other clients meanwhile."""
+"""Targets, backing files and requests that hang: only the client that asked for them waits, and other
+clients of the control socket are served meanwhile."""
 
 import contextlib
 import socket
@@ -15,12 +15,12 @@ from peer import Peer
 from qmp import Closed, QmpError
 from test_mirror import MirrorCase
 
-SOON = 3  # seconds: less than any timeout of what hangs
+SOON = 3  # seconds: less than any timeout for something that hangs
 
 
 class Waits(MirrorCase):
     def mute(self):
-        """A socket that is listened on, and never answered."""
+        """The URI of a Unix socket at which a connection succeeds but never gets an answer."""
         path = self.path("mute")
         listener = socket.socket(socket.AF_UNIX)
         self.addCleanup(listener.close)
@@ -40,7 +40,7 @@ class Waits(MirrorCase):
         return {job["device"]: job["status"] for job in client.cmd("query-block-jobs")}
 
     def test_mute_targets(self):
-        """M-21: others are served at once, events go on, and a cancel ends the wait"""
+        """M-21: other clients are served at once, events go on, and a cancel ends the wait"""
         self.begin()
         self.mute_uri, other = self.mute(), self.qmp()
         waiting = [self.qmp() for _ in range(6)]
@@ -60,7 +60,7 @@ class Waits(MirrorCase):
             self.assertEqual((reply["id"], reply["error"]["errno"]), ("drive-mirror", 125))
             self.assertRegex(reply["error"]["desc"], f"'j{number}'.*cancelled")
         self.assertNotIn("j1", self.open_jobs(other))
-        # Nobody heard of jobs that never began; the last one waits as long as it takes.
+        # There are no events of jobs that never began.  The first one wasn't cancelled and ends by its timeout.
         other.cmd("query-status")
         self.assertEqual({event["data"].get("id", "job") for event in other.events if event["event"].startswith("JOB")},
                          {"job"})
@@ -84,7 +84,7 @@ class Waits(MirrorCase):
         self.source_is_good()
 
     def test_a_client_that_leaves(self):
-        """the job it asked for is started all the same"""
+        """a client that disconnects while it waits: its job is started all the same"""
         self.begin()
         self.mute_uri = self.mute()
         for number in range(20):
@@ -96,7 +96,7 @@ class Waits(MirrorCase):
         self.source_is_good()
 
     def test_the_end_of_the_server(self):
-        """doesn't wait, and who does is told"""
+        """the server's end doesn't wait for the target; the client that waits gets an error"""
         self.begin()
         self.mute_uri = self.mute()
         client = self.qmp()
@@ -110,7 +110,7 @@ class Waits(MirrorCase):
         self.server.wait()
 
     def test_a_commit_over_a_backing_file_that_hangs(self):
-        """an image of the chain is opened once more"""
+        """a commit opens a layer again, which hangs because its backing file does"""
         peer = Peer(self, "memory", str(self.SIZE))
         base = self.path("base.qcow2")
         harness.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", peer.uri, "-F", "raw", base)
@@ -131,7 +131,7 @@ class Waits(MirrorCase):
         self.server.stop()
 
     def over_a_server(self):
-        """A disk over one that is answered only when its server is killed: what must be copied hangs."""
+        """Serves an overlay of an NBD export whose reads hang until its server is killed; returns that server."""
         self.log = self.path("log")
         peer = Peer(self, "--filter=log", "--filter=delay", "memory", str(self.SIZE), f"logfile={self.log}",
                     "delay-read=3600")
@@ -141,7 +141,7 @@ class Waits(MirrorCase):
         return peer
 
     def hangs(self, call, *arguments):
-        """A request that the server below has got, and doesn't answer."""
+        """Runs a request in a thread; returns the thread when the request hangs in a read of the server below."""
         def request():
             with contextlib.suppress(nbd.Error):
                 call(*arguments)
@@ -156,7 +156,7 @@ class Waits(MirrorCase):
         return thread
 
     def test_the_end_of_a_mirror_over_a_read_that_hangs(self):
-        """M-09: writes go on; the job ends when the read has"""
+        """M-09: other writes go on, and the job ends when the read has ended"""
         for end in "complete", "cancel":
             with self.part(end=end):
                 peer = self.over_a_server()
@@ -177,7 +177,7 @@ class Waits(MirrorCase):
                 self.server.stop()
 
     def test_a_bitmap_over_a_write_that_hangs(self):
-        """it is added when that has ended; others are served meanwhile"""
+        """a bitmap is added when the write has ended; other clients are served meanwhile"""
         peer = self.over_a_server()
         writer, client = self.hangs(self.disk.pwrite, b"part of a cluster", MIB), self.qmp()
         for name in ("one", "two"):
@@ -195,7 +195,7 @@ class Waits(MirrorCase):
         self.server.stop()
 
     def test_a_bitmap_over_a_read_that_hangs(self):
-        """isn't waited for"""
+        """a bitmap is added without a wait for the read"""
         peer = self.over_a_server()
         reader = self.hangs(self.disk.pread, 4096, MIB)
         self.client.cmd("block-dirty-bitmap-add", node="drive0", name="b")

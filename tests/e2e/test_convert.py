@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""O-01: `qimg convert`: as qemu-img's, beside it; what it does where that does less; and how it ends."""
+"""O-01: `qimg convert` compared with `qemu-img convert`; what only qimg can do; and how it ends."""
 
 import json
 import os
@@ -19,7 +19,7 @@ FORMATS = ("raw", "qcow2", "qed")
 
 
 def in_use(image, name):
-    """A qcow2 image of which that bitmap was being changed when its writer was killed."""
+    """The bytes of a qcow2 image with the in-use flag set on that bitmap, as a killed writer leaves it."""
     image, at = bytearray(image), image.find(name)
     while at >= 0:
         image[at - 9] |= 1  # the lowest byte of its flags
@@ -28,7 +28,7 @@ def in_use(image, name):
 
 
 class Beside(SideBySide):
-    """The same words to both."""
+    """Both programs with the same arguments."""
 
     def test_each_format_to_each(self):
         self.rows([(f"convert -f {source} -O {target} a.{source} out", f"out:{target}")
@@ -108,9 +108,9 @@ class Beside(SideBySide):
 
 
 class BitmapsBeside(SideBySide, KeptBitmaps):
-    """`--bitmaps`: the same names, granularities, flags and dirty ranges."""
+    """`--bitmaps` copies the names, granularities, flags and dirty ranges of bitmaps."""
 
-    NAMES = {"wednesday": 4 * KIB, "tuesday": 128 * KIB, "monday": 512}  # the first doesn't record
+    NAMES = {"wednesday": 4 * KIB, "tuesday": 128 * KIB, "monday": 512}  # the first one is disabled
 
     @classmethod
     def setUpClass(cls):
@@ -142,12 +142,12 @@ class BitmapsBeside(SideBySide, KeptBitmaps):
                       "-o preallocation=full", "-o extended_l2=on"):
             with self.subTest(words=words):
                 self.same_bits((f"convert --bitmaps {words} -O qcow2 bits.qcow2 out", "out:qcow2"), *self.NAMES)
-        # One that has others, which record what is written.
+        # A target with an enabled bitmap of its own, which records what is written.
         self.same_bits(("convert --bitmaps -n -O qcow2 bits.qcow2 there", "there:qcow2", "qemu-img create -q -f qcow2 there 4M",
                         "qemu-img bitmap --add there own"), "own", *self.NAMES, image="there")
 
     def test_of_the_image_itself(self):
-        """Not of what lies below it; a layer has its own."""
+        """Only the source image's own bitmaps are copied, not those of its backing file."""
         self.rows([("convert --bitmaps -O qcow2 a.qcow2 out", "out:qcow2"),
                    ("convert --bitmaps -O qcow2 -o data_file=out.data,data_file_raw=on bits.qcow2 out", "out:qcow2"),
                    ("convert --bitmaps -O qcow2 layer out", "out:qcow2",
@@ -156,13 +156,13 @@ class BitmapsBeside(SideBySide, KeptBitmaps):
 
     def test_broken_ones_are_left_out(self):
         self.same_bits(("convert --bitmaps --skip-broken-bitmaps -O qcow2 broken.qcow2 out", "out:qcow2"), "wednesday", "monday")
-        # The target's own are no matter.
+        # Broken bitmaps of the target don't matter.
         self.same_bits(("convert --bitmaps -n -O qcow2 layer broken.qcow2", "broken.qcow2:qcow2",
                         "qemu-img create -q -f qcow2 -b bits.qcow2 -F qcow2 layer", "qemu-img bitmap --add layer x",
                         "qemu-img bitmap --merge monday -b bits.qcow2 -F qcow2 layer x"), "x", image="broken.qcow2")
 
     def test_refused(self):
-        """In qemu-img's words, before a target that is there is touched."""
+        """Refused with qemu-img's message, before an existing target is touched."""
         for words, *before in (
                 ("--bitmaps -O qcow2 a.raw out",), ("--bitmaps -O qcow2 v2.qcow2 out",), ("--bitmaps -O qcow2 a.qed out",),
                 ("--bitmaps -O qcow2 bits.qcow2 bits.qcow2 out",), ("--bitmaps -O qcow2 broken.qcow2 out",),
@@ -176,7 +176,7 @@ class BitmapsBeside(SideBySide, KeptBitmaps):
             with self.subTest(words=words):
                 theirs, ours = self.both(["convert", *words.split()], before)
                 self.assertEqual((theirs.returncode, ours.returncode), (1, 1))
-                self.assertEqual(*[re.sub("wednesday|tuesday|monday", "-", text) for text in (  # they begin with the last
+                self.assertEqual(*[re.sub("wednesday|tuesday|monday", "-", text) for text in (  # qimg copies the last one first
                     theirs.stderr.replace("qemu-img", "qimg"),
                     re.sub("(?m)^qimg: out: was not made\n", "", ours.stderr))])
                 self.assertFalse(os.path.exists(os.path.join(self.path("ours"), "out")))
@@ -186,7 +186,8 @@ class BitmapsBeside(SideBySide, KeptBitmaps):
                     self.assertNotIn('"data": true', run("qemu-img", "map", "--output=json", there).stdout)
 
     def test_lost_ones_are_no_empty_list(self):
-        """What contradicts the format can't be copied; qemu-img doesn't open such an image."""
+        """An image whose bitmaps can't be loaded is refused, unless broken ones are to be skipped; qemu-img doesn't
+        open it."""
         words = ("convert", "--bitmaps", "-O", "qcow2", os.path.join(self.fixture, "lost.qcow2"), self.path("out"))
         done = run(QIMG, *words, check=False)
         self.assertEqual(done.returncode, 1)
@@ -196,7 +197,7 @@ class BitmapsBeside(SideBySide, KeptBitmaps):
         self.assertEqual(self.stored(self.path("out")), {})
 
     def test_no_room_for_them(self):
-        """A target whose bitmaps can't be stored isn't complete."""
+        """If the bitmaps can't be stored in the target, the conversion fails and the target is removed."""
         image = create(self.path("large"), "qcow2", "1G")
         run("qemu-img", "bitmap", "--add", "-g", "512", image, "b")
         run("qemu-io", "-f", "qcow2", *[w for at in range(4) for w in ("-c", f"write -q -z {at * 256}M 256M")], image)
@@ -208,7 +209,7 @@ class BitmapsBeside(SideBySide, KeptBitmaps):
 
 
 class Alone(Case):
-    """What isn't qemu-img's."""
+    """What differs from qemu-img."""
 
     def source(self):
         path = self.path("a.raw")
@@ -220,13 +221,14 @@ class Alone(Case):
         return path
 
     def moved_by_the_kernel(self, *words):
-        """How many bytes, according to strace."""
+        """The number of bytes that `qimg convert` moves by copy_file_range, according to strace."""
         log = self.path("calls")
         run("strace", "-f", "-qq", "-o", log, "-e", "trace=copy_file_range", QIMG, "convert", *words, cwd=self.dir, env=plugin_env())
         return sum(map(int, re.findall(r"= (\d+)$", pathlib.Path(log).read_text(encoding="utf-8"), re.M)))
 
     def test_offloaded(self):
-        """-C: the kernel moves what lies plainly in a file to where the target has a place; all else is copied."""
+        """-C: the kernel moves data that lies uncompressed in a file to clusters that the target has; the rest is
+        copied as usual."""
         data = pattern(1, 3 * MIB) + bytes(MIB) + pattern(2, 70001)
         pathlib.Path(self.path("a.raw")).write_bytes(data)
         data += bytes(-len(data) % 512)
@@ -244,7 +246,7 @@ class Alone(Case):
         self.assertEqual(self.moved_by_the_kernel("-f", "raw", "-O", "raw", "a.raw", "out"), 0)
 
     def test_holes_amid_data(self):
-        """Of a raw file that was told of data in advance, what is zero after all is a hole all the same."""
+        """Blocks of a raw target may be reserved in advance; ranges that then turn out to be zero become holes."""
         zeroes = [(5 * MIB, MIB), (9 * MIB + 4 * KIB, 12 * KIB), (16 * MIB, 3 * MIB), (23 * MIB, MIB)]
         data = bytearray(pattern(1, 24 * MIB))
         for at, length in zeroes:
@@ -269,14 +271,14 @@ class Alone(Case):
         run("qemu-img", "compare", "-f", "raw", "-F", "raw", served.uri, target.uri)
         run(QIMG, "convert", "-O", "qed", served.uri, self.path("c.qed"))
         run("qemu-img", "compare", "-U", "-f", "raw", "-F", "qed", source, self.path("c.qed"))
-        run(QIMG, "convert", self.path("c.qed"), target.uri)  # an export is there already
+        run(QIMG, "convert", self.path("c.qed"), target.uri)  # -n isn't needed: an export exists already
         run("qemu-img", "compare", "-f", "raw", "-F", "raw", served.uri, target.uri)
         names = run(QIMG, "info", served.uri).stdout
         self.assertIn("file format: raw", names)
         self.assertIn('"start": 0', run(QIMG, "map", "--output=json", served.uri).stdout)
 
     def test_a_middle_layer_as_backing_file(self):
-        """What lies between the target's backing file and the source is copied; qemu-img leaves it out."""
+        """-B with a lower layer of the source: the layers in between are copied; qemu-img leaves them out."""
         run("qemu-img", "create", "-q", "-f", "raw", "base", "4M", cwd=self.dir)
         for name, below, fmt, at in (("mid", "base", "raw", "0"), ("top", "mid", "qcow2", "1M")):
             run("qemu-img", "create", "-q", "-f", "qcow2", "-b", below, "-F", fmt, name, cwd=self.dir)
@@ -285,7 +287,7 @@ class Alone(Case):
         run("qemu-img", "compare", "top", "out", cwd=self.dir)
 
     def test_an_overlay_that_is_there(self):
-        """-n -B: what the source has from the target's backing file isn't copied, but where the target has something else."""
+        """-n -B: data that the source has from the common backing file is copied only where the target has its own."""
         for fmt, words in (("qcow2", ()), ("qed", ()), ("qcow2", ("-c",))):
             with self.part(fmt=fmt, words=words):
                 pathlib.Path(self.path("base")).write_bytes(pattern(1, 4 * MIB))
@@ -298,7 +300,7 @@ class Alone(Case):
                 self.assertEqual(self.own_ranges("there", fmt), [(MIB, 128 * KIB), (3 * MIB, 64 * KIB)])
 
     def test_an_overlay_is_not_zero(self):
-        """which is refused; qemu-img says so, too, but its exit status is 0"""
+        """--target-is-zero is refused for an overlay; qemu-img prints the same error, but exits with 0"""
         pathlib.Path(self.path("base")).write_bytes(pattern(1, MIB))
         run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", "over", cwd=self.dir)
         done = run(QIMG, "convert", "-n", "--target-is-zero", "-O", "qcow2", "-B", "base", "-F", "raw", "base", "over", cwd=self.dir, check=False)
@@ -314,7 +316,8 @@ class Alone(Case):
                                 env=plugin_env())
 
     def test_interrupted(self):
-        """A new file isn't there, an old one is as it was, one in place is said to be incomplete."""
+        """After a signal a new target doesn't exist and an old one is unchanged; if it was written in place, the message
+        says that it is incomplete."""
         self.source()
         for number, old in ((signal.SIGINT, False), (signal.SIGTERM, True)):
             if old:
@@ -357,7 +360,7 @@ class Alone(Case):
         self.assertTrue(shown.endswith("    (100.00/100%)\r\n"))
         process = self.start("-r", "8M", "a.raw", "out")
         wait_until(lambda: any(name.startswith(".out.") for name in os.listdir(self.dir)), 10, "the temporary file")
-        time.sleep(0.2)  # its handler comes right behind the file
+        time.sleep(0.2)  # the signal handler is installed right after the file is made
         for _ in range(20):
             process.send_signal(signal.SIGUSR1)
             time.sleep(0.02)
@@ -366,7 +369,7 @@ class Alone(Case):
         self.assertRegex(process.communicate()[1], r"^(    \(\d+\.\d\d/100%\)\n)+$")
 
     def test_full_disk(self):
-        """Nothing is left of a file that couldn't be written, and the message says why."""
+        """A file that couldn't be written is removed, and the message says why."""
         self.source()
         done = run("bash", "-c", f"ulimit -f 4096; trap '' XFSZ; {QIMG} convert -O qcow2 a.raw out", cwd=self.dir, check=False)
         self.assertEqual(done.returncode, 1)
@@ -383,7 +386,7 @@ class Alone(Case):
             self.assertLess(os.path.getsize(self.path("out")), 4 * MIB)
 
     def test_salvage(self):
-        """What can't be read, here for want of a compressed cluster's bytes, is left zero, and said."""
+        """--salvage: data that can't be read (here a damaged compressed cluster) becomes zeroes, with a warning."""
         create(self.path("a.qcow2"), "qcow2", MIB)
         fill(self.path("a.qcow2"), "qcow2", [(0, pattern(1, MIB))])
         run("qemu-img", "convert", "-c", "-O", "qcow2", "a.qcow2", "c.qcow2", cwd=self.dir)
@@ -410,7 +413,7 @@ class Alone(Case):
         self.assertEqual(before.st_ino, os.stat(self.path("out")).st_ino)
 
     def test_owner_and_links(self):
-        """An old file's mode goes over to the new one; through a link, and one of several names, as they are."""
+        """The new file gets the old one's mode; symbolic links and hard links to the old file stay."""
         self.source()
         pathlib.Path(self.path("real")).write_bytes(b"old")
         os.chmod(self.path("real"), 0o640)
@@ -424,7 +427,7 @@ class Alone(Case):
         run("qemu-img", "compare", "-f", "raw", "-F", "raw", "a.raw", "other", cwd=self.dir)
 
     def test_messages_name_the_target(self):
-        """not the file that it is until it is complete"""
+        """messages name the target, not the temporary file in its place"""
         self.source()
         for words in (("-B", "none", "-F", "raw"), ("-o", "backing_file=none,backing_fmt=raw")):
             done = run(QIMG, "convert", "-O", "qcow2", *words, "a.raw", "out", cwd=self.dir, check=False)
@@ -439,7 +442,7 @@ class Alone(Case):
         self.assertEqual(os.listdir(self.dir), ["a.raw"])
 
     def export(self, name, *options):
-        """The file as qemu-nbd exports it."""
+        """Serves the file as a raw export of qemu-nbd; returns the process and the URI."""
         sock = self.path("sock")
         if os.path.exists(sock):
             os.unlink(sock)
@@ -449,7 +452,7 @@ class Alone(Case):
         return process, f"nbd+unix:///?socket={sock}"
 
     def test_onto_an_export(self):
-        """An image is made in the bytes of an export, whatever was there; a raw disk is written to it as it is."""
+        """An image is made inside an export, whatever was there before; raw data is written to it directly."""
         for words in ("-O qcow2", "-O qcow2 -c", "-O qcow2 -o cluster_size=4k", "-O qcow2 -o preallocation=metadata", "-O raw",
                       "-n -O raw"):
             with self.part(words=words):
@@ -478,7 +481,7 @@ class Alone(Case):
             kill_quietly(process)
 
     def test_an_export_that_ends_with_its_client(self):
-        """is looked at over one connection, whoever has to tell its format: qemu-nbd serves one client, and then ends"""
+        """qimg opens an export only once, also to probe its format: without -t qemu-nbd ends after the first client"""
         self.source()
         run("qemu-img", "convert", "-O", "qcow2", "a.raw", "a.qcow2", cwd=self.dir)
         sock = self.path("sock")
@@ -516,15 +519,15 @@ class Alone(Case):
 
 @unittest.skipUnless(os.geteuid() == 0 and shutil.which("setpriv"), "needs to be root, and setpriv")
 class WhoMayWrite(Case):
-    """An old file, where another can't be made beside it or be given its owner."""
+    """An old target that can't be replaced: no file can be made beside it, or the owner can't be set."""
 
     def convert(self, capability):
-        """as root without that"""
+        """Runs qimg convert as root without that capability."""
         words = [f"--bounding-set=-{capability}", f"--inh-caps=-{capability}", QIMG, "convert", "-f", "raw", "-O", "qcow2"]
         return run("setpriv", *words, self.path("a.raw"), self.path("folder/out"))
 
     def test_where_it_is(self):
-        """as qemu-img: it stays what it was, for whom it was"""
+        """like qemu-img, it writes to the old file itself, whose owner and mode stay"""
         with open(self.path("a.raw"), "wb") as file:
             file.write(b"a" * MIB)
         folder, out = self.path("folder"), self.path("folder/out")

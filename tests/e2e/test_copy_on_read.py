@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""copy-on-read=on: what clients read from a backing file is in the image from then on."""
+"""copy-on-read=on: data that clients read from a backing file is copied into the image."""
 
 import json
 import os
@@ -17,7 +17,7 @@ SIZE = 4 * MIB
 
 
 class CopyOnRead(RemoteBase):
-    """The base is a raw file behind nbdkit's log filter, which tells how often it was read."""
+    """The base is a raw file behind nbdkit's log filter, which shows what was read from it."""
 
     def setUp(self):
         super().setUp()
@@ -30,7 +30,7 @@ class CopyOnRead(RemoteBase):
         self.start_base("--filter=log", *filters, keys=(f"logfile={self.path('log')}", *keys))
 
     def bytes_read(self):
-        """How much was asked of the base since the last call."""
+        """The number of bytes read from the base since the last call."""
         with open(self.path("log")) as file:
             lines = file.readlines()
         os.truncate(self.path("log"), 0)

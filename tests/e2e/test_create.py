@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""qimg create with each feature of qcow2, beside qemu-img: what it announces, makes, refuses and leaves."""
+"""qimg create with each feature of qcow2, compared with qemu-img: its output, its images, what it refuses, and
+what a failure leaves."""
 
 import os
 import pathlib
@@ -16,7 +17,7 @@ AES = "encrypt.format=aes,encrypt.key-secret=s"
 
 class CreateCase(CliCase):
     def opts(self, name="image", encrypted=False):
-        """How qemu's tools are given the image."""
+        """The arguments with which QEMU's tools open the image."""
         key = ",encrypt.key-secret=s" if encrypted else ""
         return f"driver=qcow2,file.filename={self.path(name)}{key}"
 
@@ -40,7 +41,7 @@ class CreateCase(CliCase):
 
 
 def comparable(info):
-    """Without what is random, or a matter of time, and sizes on disk."""
+    """Image information without random values, times and sizes on disk."""
     info.pop("actual-size", None)
     specific = info.get("format-specific", {}).get("data", {})
     encrypt = specific.get("encrypt", {})
@@ -100,7 +101,7 @@ class Matrix(CreateCase):
     }
 
     def sizes(self, options):
-        """Lengths, and whether blocks were taken, of the data file; of preallocated images blocks, too."""
+        """The data file's length and whether it has blocks; and whether a preallocated image has blocks."""
         out = {}
         if "data_file" in options:
             stat = os.stat(self.path("data"))
@@ -110,7 +111,7 @@ class Matrix(CreateCase):
         return out
 
     def check_made(self, options, size):
-        """Announced, described and sized as qemu-img's; clean; empty; takes what is written"""
+        """The output, the description and the sizes are qemu-img's; the image is clean and empty, and can be written"""
         results = []
         for tool in ("qemu-img", QIMG):
             done = self.create(tool, options, "image", size)
@@ -134,7 +135,7 @@ class Matrix(CreateCase):
         self.qemu("compare", "-f", "qcow2", "-F", "raw", "image", "data")
 
     def test_raw_data_file_ends_with_the_disk(self):
-        """Stricter than qemu-img, which rounds it up to a cluster"""
+        """Unlike qemu-img, which rounds its length up to a cluster"""
         self.create(QIMG, "data_file=data,data_file_raw=on,cluster_size=2M", "image", "1000000")
         self.assertEqual(os.path.getsize(self.path("data")), 1000448)
         self.qemu_io("", "read -P 0 0 1000448", "write -P 1 1000000 448", "read -P 1 1000000 448")
@@ -146,7 +147,7 @@ class Matrix(CreateCase):
         self.assertNotIn(b"\x5a" * 64, pathlib.Path(self.path("image")).read_bytes())
 
     def test_all_features_have_names(self):
-        """L-09: the table is qemu's, row by row"""
+        """L-09: the feature name table has the same rows as qemu-img's"""
         tables = []
         for tool in ("qemu-img", QIMG):
             self.create(tool, "extended_l2=on", "image", "1M")
@@ -158,7 +159,7 @@ class Matrix(CreateCase):
         self.assertEqual(*tables)
 
     def test_secret_forms(self):
-        """Passphrases as text, in files, encoded; each opens the image"""
+        """Passphrases as text, in files and in base64: each opens the image"""
         for secret in ("secret,id=s,data=open sesame", "qom-type=secret,id=s,file=pass",
                        "secret,id=s,format=base64,data=b3BlbiBzZXNhbWU=",
                        "secret,file=pass64,format=base64,id=s", "secret,id=s,format=raw,file=/dev/stdin"):
@@ -200,7 +201,7 @@ class OverBacking(CreateCase):
     }
 
     def check_made(self, options):
-        """What lies below shows, whatever is allocated above; writes change what they cover"""
+        """The backing file's data shows through a preallocated image until it is overwritten"""
         self.qemu("create", "-q", "-f", "qcow2", "base", "3M")
         self.io("qcow2", "base", "write -P 3 0 3M")
         results = []
@@ -265,7 +266,7 @@ class Refused(CreateCase):
     }
 
     def check_refused(self, words, says):
-        """As qemu-img does, in one line, with nothing made"""
+        """Refused like qemu-img does, with one line, and no file is made"""
         pathlib.Path(self.path("base")).write_bytes(bytes(MIB))
         words = ["-f", "qcow2", *SECRET, *words, "image", "3M"]
         theirs = run("qemu-img", "create", *words, check=False, cwd=self.dir)
@@ -281,7 +282,7 @@ class Refused(CreateCase):
         "not text": (("--object", "secret,id=b,data=/w==,format=base64", "-o",
                       "encrypt.format=luks,encrypt.key-secret=b"), ["UTF-8"]),
         "iteration time": (("-o", LUKS + ",encrypt.iter-time=31000"), ["encrypt.iter-time", "31000"]),
-        # QEMU fails an assertion: its keys' material is no whole number of sectors.
+        # QEMU fails an assertion, because the key material isn't a whole number of sectors.
         "aes-192 cbc": (("-o", LUKS + ",encrypt.cipher-alg=aes-192,encrypt.cipher-mode=cbc"),
                         ["encrypt.cipher-alg", "aes-192"]),
         "serpent": (("-o", LUKS + ",encrypt.cipher-alg=serpent-256"), ["encrypt.cipher-alg"]),
@@ -294,7 +295,7 @@ class Refused(CreateCase):
         self.assertEqual(os.listdir(self.dir), [])
 
     def test_other_formats(self):
-        """raw and qed name the option that they don't have"""
+        """for raw and qed the message names the option that they don't have"""
         for fmt in ("raw", "qed"):
             for option in ("extended_l2=on", "compression_type=zstd", "data_file=data", "data_file_raw=on",
                            "encryption=on", *LUKS.split(",")):
@@ -306,7 +307,8 @@ class Refused(CreateCase):
 
 class DataFiles(CreateCase):
     def test_name_is_relative_to_the_image(self):
-        """Unlike qemu-img, for which it lies in the process' folder: as names in images do"""
+        """A relative name is relative to the image, as names in images are.  qemu-img makes the file in its current
+        folder"""
         os.mkdir(self.path("sub"))
         self.create(QIMG, "data_file=data", "sub/image", "1M")
         self.assertEqual(sorted(os.listdir(self.path("sub"))), ["data", "image"])
@@ -319,7 +321,7 @@ class DataFiles(CreateCase):
         self.assertEqual(os.path.getsize(self.path("sub/data")), MIB)
 
     def test_what_was_in_it_is_gone(self):
-        """As with qemu-img"""
+        """An existing data file is emptied, as qemu-img does"""
         pathlib.Path(self.path("data")).write_bytes(b"\xaa" * 3 * MIB)
         self.create(QIMG, "data_file=data,data_file_raw=on", "image", "1M")
         self.assertEqual(pathlib.Path(self.path("data")).read_bytes(), bytes(MIB))
@@ -363,7 +365,7 @@ class DataFiles(CreateCase):
         self.assertEqual(sorted(os.listdir(self.dir)), ["data", "image"])
 
     def limited(self, options, size):
-        """With files of at most 3 MiB."""
+        """qimg create, which must fail because files may have at most 3 MiB."""
         done = subprocess.run(["prlimit", f"--fsize={3 * MIB}", QIMG, "create", "-f", "qcow2", *SECRET, "-o", options,
                                "image", size], cwd=self.dir, capture_output=True, text=True, check=False)
         self.assertEqual(done.returncode, 1, done.stderr)
