@@ -176,7 +176,7 @@ class BitmapsBeside(SideBySide, KeptBitmaps):
             with self.subTest(words=words):
                 theirs, ours = self.both(["convert", *words.split()], before)
                 self.assertEqual((theirs.returncode, ours.returncode), (1, 1))
-                self.assertEqual(*[re.sub("wednesday|tuesday|monday", "-", text) for text in (  # qimg copies the last one first
+                self.assertEqual(*[re.sub("wednesday|tuesday|monday", "-", text) for text in (  # the last one first
                     theirs.stderr.replace("qemu-img", "qimg"),
                     re.sub("(?m)^qimg: out: was not made\n", "", ours.stderr))])
                 self.assertFalse(os.path.exists(os.path.join(self.path("ours"), "out")))

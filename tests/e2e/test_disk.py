@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What changes of a disk while clients use it: its size, and how it is opened.  M-54, V-08"""
+"""A disk's size and the way it is opened change while clients use it.  M-54, V-08"""
 
 import shutil
 import threading
@@ -23,7 +23,7 @@ class Resize(NodeCase):
     cases_formats = {fmt: (fmt,) for fmt in ("qcow2", "qed", "raw")}
 
     def check_formats(self, fmt):
-        """under writers, several times; who connects afterwards sees it"""
+        """the disk is resized several times while clients write; new connections see the new size"""
         self.make(fmt)
         self.begin()
         self.client.cmd("block-dirty-bitmap-add", node="drive0", name="b", granularity=64 * KIB)
@@ -50,7 +50,7 @@ class Resize(NodeCase):
         self.expect_content(self.image, fmt)
 
     def test_what_a_longer_backing_file_has(self):
-        """doesn't show in what is new"""
+        """the part of a longer backing file behind the old end doesn't show when the disk grows over it"""
         for fmt in ("qcow2", "qed"):
             with self.subTest(format=fmt):
                 base = create(self.path("base.raw"), "raw", 3 * MIB)
@@ -141,7 +141,7 @@ class Reopen(NodeCase):
         self.assertEqual(found[:2], [MIB, nbd.STATE_HOLE | nbd.STATE_ZERO])
 
     def test_under_writers(self):
-        """the mark of a volatile session is cleared when it isn't volatile any more"""
+        """the dirty mark of a volatile session is cleared when the session isn't volatile any more"""
         self.image = create(self.path("lazy.qcow2"), "qcow2", self.SIZE, "lazy_refcounts=on")
         self.fmt, self.content = "qcow2", bytearray(self.SIZE)
         self.begin("cache=volatile", "need-check-delay=0.1")
@@ -180,7 +180,7 @@ class Reopen(NodeCase):
 
 class NbdServer(NodeCase):
     def test_what_it_is(self):
-        """it runs, and exports what it has; nothing is made of what it isn't"""
+        """the NBD server is shown as running and with its exports; commands that would change that get an error"""
         self.begin()
         address = {"type": "unix", "data": {"path": "/nowhere"}}
         self.fails("GenericError", self.client, "nbd-server-start", "NBD server already running", addr=address)
@@ -195,7 +195,7 @@ class NbdServer(NodeCase):
 @unittest.skipUnless(shutil.which("strace"), "strace isn't installed")
 class Synced(Traced):
     def test_volatile_to_writeback(self):
-        """V-08: all that was written is synced before the command is answered, and flushes from then on"""
+        """V-08: everything written is synced before the command is answered, and from then on flushes sync"""
         image, control = create(self.path("disk"), "qcow2", 64 * MIB), self.path("control")
         server = self.traced(image, "cache=volatile", f"control={control}", fmt="qcow2", calls=SYNCS)
         disk = server.connect()

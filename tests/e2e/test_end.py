@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Clean ends leave clean images; the bits in the header tell the truth meanwhile.
+"""Clean ends leave clean images, and the bits in the header are right at any time before.
 
 Requirements: Q-13 to Q-16, Q-19, Q-20, L-02 to L-06, L-08, V-04, V-06.
 """
@@ -12,7 +12,7 @@ import unittest
 from harness import *
 
 SIZE = 16 * MIB
-MARKED = {"qed": need_check, "qcow2": dirty}  # the images whose header has a mark while they change
+MARKED = {"qed": need_check, "qcow2": dirty}  # the formats with a mark in the header while an image changes
 
 
 def marked_image(path, fmt):
@@ -21,7 +21,7 @@ def marked_image(path, fmt):
 
 class Ends(Case):
     def written(self, server, model):
-        """Allocates, overwrites and leaves all of it unflushed."""
+        """A client that allocates and overwrites, and doesn't flush."""
         exercise([server.connect(), server.connect()], model, self.rng, 60)
 
     def clean(self, image, fmt, model):
@@ -43,7 +43,7 @@ class Ends(Case):
                         self.clean(image, fmt, model)
 
     def test_clients_that_vanish(self):
-        """A client that dies without a word is no obstacle to a clean end."""
+        """Clients that die without NBD_CMD_DISC don't prevent a clean end."""
         for fmt in MARKED:
             with self.part(fmt=fmt):
                 image, model = marked_image(self.path("disk"), fmt), Model(bytes(SIZE))
@@ -57,7 +57,7 @@ class Ends(Case):
     @unittest.skipIf(STANDIN or nbdkit_version() < (1, 34),
                      "nbdkit before 1.34 aborts when a client leaves amid its replies")
     def test_clients_that_leave_amid_replies(self):
-        """A client that is gone while many of its reads are under way harms nobody else."""
+        """A client that disappears with many reads in flight doesn't disturb other clients."""
         image, model = marked_image(self.path("disk"), "qcow2"), Model(bytes(SIZE))
         server = self.serve(image)
         self.written(server, model)
@@ -67,13 +67,13 @@ class Ends(Case):
             for n in range(64):
                 handle.aio_pread(nbd.Buffer(256 * KIB), n * 128 * KIB)
             handle.poll(0)
-            del handle  # closes the socket, whatever is to come
+            del handle  # closes the socket, although replies are still to come
         model.compare(server.connect())
         server.stop()
         self.clean(image, "qcow2", model)
 
     def test_signal_while_requests_run(self):
-        """SIGTERM in the middle of writing: clean, and what was answered is there."""
+        """SIGTERM in the middle of writes: the image is clean, and everything that was answered is there."""
         for fmt in MARKED:
             with self.part(fmt=fmt):
                 image = marked_image(self.path("disk"), fmt)
@@ -98,11 +98,11 @@ class Ends(Case):
                 check(image, fmt)
                 self.assertFalse(MARKED[fmt](image))
                 got = content(image, fmt)
-                got = got[:at] + bytes(expected[at:at + 5000]) + got[at + 5000:]  # the unanswered one
+                got = got[:at] + bytes(expected[at:at + 5000]) + got[at + 5000:]  # the unanswered write
                 Model(expected).expect(got, "qemu-img convert")
 
     def test_fast_zero_beside_allocations(self):
-        """QED tries once whether its file can be zeroed quickly; that takes no cluster away."""
+        """QED tries once whether its file can be zeroed quickly; allocations at the same time lose no cluster."""
         for _ in range(40):
             image = create(self.path("disk"), "qed", MIB, "cluster_size=4096,table_size=2")
             fill(image, "qed", [(0, b"x" * 64 * KIB)])
@@ -143,7 +143,7 @@ class Ends(Case):
                 self.clean(image, fmt, model)
 
     def test_nobody_wrote(self):
-        """A session that only reads changes no byte, though it could write."""
+        """A writable session that only reads changes no byte."""
         for fmt in MARKED:
             with self.part(fmt=fmt):
                 image = marked_image(self.path("disk"), fmt)
@@ -154,7 +154,7 @@ class Ends(Case):
                 self.assertEqual(sha256(image), before)
 
     def test_many_sessions(self):
-        """Start, write, stop, again and again: the file doesn't creep."""
+        """Many sessions that start, write and stop: the file doesn't grow a little with each."""
         for fmt in MARKED:
             with self.part(fmt=fmt):
                 image, model = marked_image(self.path("disk"), fmt), Model(bytes(SIZE))
@@ -176,7 +176,7 @@ def zombie(pid):
 
 class Marks(Case):
     def test_set_by_the_first_allocation(self):
-        """Q-13, L-03: in the file before the write is answered; not by reads."""
+        """Q-13, L-03: the mark is in the file before the first allocating write is answered; reads don't set it."""
         for fmt, marked in MARKED.items():
             with self.part(fmt=fmt):
                 image = marked_image(self.path("disk"), fmt)
@@ -205,7 +205,7 @@ class Marks(Case):
                 check(image, fmt)
 
     def test_stays_after_kill(self):
-        """Q-14: SIGKILL leaves it set; the next session repairs, and all flushed data is there."""
+        """Q-14: SIGKILL leaves the mark set; the next session repairs, and all flushed data is there."""
         repairs = self.accepts("repair=auto")
         for fmt, marked in MARKED.items():
             with self.part(fmt=fmt):
@@ -227,15 +227,15 @@ class Marks(Case):
                 model.expect(content(image, fmt), "qemu-img convert")
 
     def test_cleared_when_idle(self):
-        """Q-19, L-08: some time after the last allocation, not before; writes in place don't put
-        it off; a new allocation sets it again."""
+        """Q-19, L-08: the mark is cleared some time after the last allocation, not earlier; writes in place don't delay
+        that; a new allocation sets it again."""
         for fmt, marked in MARKED.items():
             with self.part(fmt=fmt):
                 image, model = marked_image(self.path("disk"), fmt), Model(bytes(SIZE))
                 server = self.serve(image, "need-check-delay=1.5", fmt=fmt)
                 handle = server.connect()
                 for turn in range(2):
-                    for step in range(6):  # 1.8 s of allocations: the timer always starts again
+                    for step in range(6):  # 1.8 s of allocations, each of which restarts the timer
                         model.write(handle, (turn * 6 + step) * MIB, self.rng.randbytes(3000))
                         time.sleep(0.3)
                         self.assertTrue(marked(image), "cleared while allocations went on")
@@ -244,13 +244,13 @@ class Marks(Case):
                         handle.pwrite(bytes(model.data[:1000]), 0)  # in place
                         self.assertLess(time.monotonic() - last, 8, "never cleared")
                         time.sleep(0.05)
-                    check(image, fmt, allow_leaks=True, served=True)  # what is reserved ahead
+                    check(image, fmt, allow_leaks=True, served=True)  # clusters reserved in advance
                     model.expect(content(image, fmt, served=True), "the file while it is served")
                 server.stop()
                 check(image, fmt)
 
     def test_default_delay_is_five_seconds(self):
-        """Q-20: visible in the file within 5 s and the time of a flush, not before 4."""
+        """Q-20: the cleared mark is in the file within 5 s plus the time of a flush, and not before 4 s."""
         image = marked_image(self.path("disk"), "qed")
         server = self.serve(image, fmt="qed")
         server.connect().pwrite(b"x" * 100000, 0)
@@ -273,7 +273,7 @@ class Marks(Case):
                 self.assertFalse(marked(image))
 
     def test_volatile_keeps_it_for_the_session(self):
-        """V-06: the timer must not clear it; the clean end does."""
+        """V-06: in a volatile session the timer doesn't clear the mark; the clean end does."""
         for fmt, marked in MARKED.items():
             with self.part(fmt=fmt):
                 image = marked_image(self.path("disk"), fmt)
@@ -338,7 +338,7 @@ class Marks(Case):
                 model.expect(content(image, "qcow2"), "qemu-img convert")
 
     def test_lazy_refcounts_bit_is_kept(self):
-        """L-02: the compatible bit is what the image's maker said, whatever the key says."""
+        """L-02: the image's lazy refcounts bit stays as its creator set it, whatever lazy-refcounts= is."""
         for key in ("lazy-refcounts=off", "lazy-refcounts=on"):
             for options in ("lazy_refcounts=on", "lazy_refcounts=off"):
                 with self.part(key=key, options=options):

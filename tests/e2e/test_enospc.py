@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A full filesystem: ENOSPC reaches the client, nothing that was acknowledged is lost, and all goes on
-when there is space again (Q-10)."""
+"""A full filesystem: the client gets ENOSPC, nothing that was acknowledged is lost, and writes succeed
+again when there is space (Q-10)."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ class Full(Case):
         self.filler = os.path.join(self.room, "filler")
 
     def take_space(self, leave):
-        """Fills the filesystem but for `leave` bytes."""
+        """Fills the filesystem except for `leave` bytes."""
         free = os.statvfs(self.room).f_bavail * os.statvfs(self.room).f_frsize
         with open(self.filler, "wb") as file:
             os.posix_fallocate(file.fileno(), 0, free - leave)
@@ -38,7 +38,7 @@ class Full(Case):
             os.unlink(os.path.join(self.room, name))
 
     def test_one_image_of_a_folder(self):
-        """E-05: its writes fail, as long as there is no space; others go on"""
+        """E-05: writes to the image on the full filesystem fail; other images of the folder aren't affected"""
         for fmt in ("qcow2", "qed"):
             with self.subTest(fmt=fmt):
                 full, good = os.path.join(self.room, f"full.{fmt}"), self.path(f"good.{fmt}")
@@ -67,7 +67,7 @@ class Full(Case):
                         models[narrow].data[off:off + len(payload)] = payload
                     off += 600000
                 narrow.flush()
-                # Also when it is closed in that state, and opened again.
+                # The same after the image was closed and opened again on the full filesystem.
                 narrow.shutdown()
                 models[wide].write(wide, 0, self.rng.randbytes(1000))
                 narrow, model = server.connect(f"room/full.{fmt}"), models[narrow]
@@ -106,7 +106,7 @@ class Full(Case):
                 model.data[off:off + step] = payload
             off += step
         self.assertEqual(errors, 5, "the filesystem never became full")
-        handle.flush()  # what was acknowledged has its place
+        handle.flush()  # succeeds: acknowledged writes have their blocks
         model.compare(other, what="while full")
         model.write(handle, 300000, self.rng.randbytes(100000))  # in place: needs no space
         return image, server, handle, model
@@ -129,8 +129,8 @@ class Full(Case):
             self.empty_room()
 
     def test_ends_while_full(self):
-        """SIGTERM while there is no space, with or without a flush before: the image is sound and has
-        everything that was acknowledged, in every cache mode."""
+        """SIGTERM while there is no space, with or without a flush before: the image is clean and has everything that
+        was acknowledged, in every cache mode."""
         for fmt, options in (("qed", ""), ("qcow2", ""), ("qcow2", "lazy_refcounts=on")):
             for mode in ("writeback", "writethrough", "volatile"):  # a tmpfs has no O_DIRECT
                 with self.subTest(fmt=fmt, options=options, mode=mode):
@@ -143,7 +143,7 @@ class Full(Case):
                 self.empty_room()
 
     def test_as_a_client_fills_it(self):
-        """Writes of a MiB until there is no space, a flush, and the end."""
+        """Writes of 1 MiB until there is no space, a flush, and the end of the server."""
         for fmt in ("qed", "qcow2"):
             with self.subTest(fmt=fmt):
                 image = create(os.path.join(self.room, "disk"), fmt, SIZE)
@@ -164,7 +164,7 @@ class Full(Case):
             self.empty_room()
 
     def test_a_bitmap_has_no_place(self):
-        """The command says so; the bitmap tells of too much rather than of too little, and the image is sound."""
+        """The command gets an error; the bitmap has rather too many dirty bits than too few, and the image is clean."""
         image = os.path.join(self.room, "disk")
         create(image, "qcow2", SIZE, "cluster_size=4k")
         for name in ("full", "empty"):
@@ -207,7 +207,7 @@ class Full(Case):
         server.stop()
 
     def snapshots_without_space(self, handle, model, snapshot):
-        """Three of them, with something of their own each, and no byte left."""
+        """Makes three snapshots with data of their own, and then fills the filesystem completely."""
         for name in ("first", "second", "third"):
             for turn in range(8):
                 model.write(handle, turn * 500000, self.rng.randbytes(200000))
@@ -221,7 +221,7 @@ class Full(Case):
         model.data[32 * MIB:40 * MIB] = handle.pread(8 * MIB, 32 * MIB)
 
     def test_deleting_snapshots_makes_space(self):
-        """The oldest first, while a client writes, and by the command."""
+        """Snapshots are deleted on a full filesystem, the oldest first: while a client writes, and by qimg snapshot."""
         image, control = os.path.join(self.room, "disk"), self.path("control")
         create(image, "qcow2", SIZE)
         model = Model(bytes(SIZE))
@@ -252,7 +252,7 @@ class Full(Case):
         model.expect(content(image, "qcow2"), "qemu-img convert")
 
     def test_overlay(self):
-        """A copy-on-write that finds no space leaves the backing file's content readable."""
+        """When a copy-on-write finds no space, the backing file's content can still be read."""
         backing = self.path("base.raw")
         pathlib.Path(backing).write_bytes(self.rng.randbytes(SIZE))
         for fmt in ("qed", "qcow2"):
@@ -268,18 +268,18 @@ class Full(Case):
 
 @parametrised
 class SizeLimit(Case):
-    """A file may become no larger than the process may make one (RLIMIT_FSIZE): as if there were no space"""
+    """RLIMIT_FSIZE limits the size of the image file, which is reported like a full filesystem"""
 
     LIMIT = 8 * MIB
 
     def limited(self):
-        """The limit of files' sizes, for the server alone; SIGXFSZ isn't ignored, as Python has it."""
+        """The command that runs the server with the limit; Python ignores SIGXFSZ, the server gets the default."""
         return ["env", "--default-signal=XFSZ", "prlimit", f"--fsize={self.LIMIT}:unlimited"]
 
     cases_writes = {"qcow2": ("qcow2", ""), "qcow2 4k": ("qcow2", "cluster_size=4k"), "qed": ("qed", ""), "raw": ("raw", "")}
 
     def check_writes(self, fmt, options):
-        """are told, the server goes on, and what was acknowledged is there"""
+        """writes past the limit fail with ENOSPC, the server goes on, and what was acknowledged is there"""
         image = create(self.path("disk"), fmt, SIZE, options)
         server = self.serve(image, *(["format=raw"] if fmt == "raw" else []), fmt=fmt, prefix=self.limited())
         handle, other = server.connect(), server.connect()
@@ -303,7 +303,7 @@ class SizeLimit(Case):
 
 
     def fill_up(self, image, *keys):
-        """A server, with a client, that has just been told that there is no more."""
+        """A server and a client whose last write has just failed because the file can't grow."""
         server = self.serve(image, *keys, prefix=self.limited())
         handle, model, off = server.connect(), Model(bytes(SIZE)), 0
         with self.assertRaises(nbd.Error) as caught:
@@ -315,7 +315,7 @@ class SizeLimit(Case):
         return server, handle, model
 
     def test_what_is_trimmed_is_used_again(self):
-        """at once"""
+        """clusters that were trimmed can be allocated again at once"""
         for options in ("", "cluster_size=4k", "cluster_size=512"):
             with self.part(options=options):
                 image = create(self.path("disk"), "qcow2", SIZE, options)
@@ -329,13 +329,13 @@ class SizeLimit(Case):
                 model.expect(content(image, "qcow2"), "qemu-img convert")
 
     def test_deleting_snapshots_makes_space(self):
-        """though their tables can't grow, either"""
+        """although the snapshot table can't grow, either"""
         image, control = create(self.path("disk"), "qcow2", SIZE), self.path("control")
         run("qemu-io", "-c", "write -q -P 1 0 2M", image)
         for name in ("first", "second"):
             run("qemu-img", "snapshot", "-c", name, image)
             run("qemu-io", "-c", f"write -q -P {len(name)} 0 2M", image)
-        os.truncate(image, 8 * MIB)  # nothing more fits
+        os.truncate(image, 8 * MIB)  # the file can't grow any more
         self.LIMIT = os.path.getsize(image)  # pylint: disable=invalid-name
         server = self.serve(image, f"control={control}", prefix=self.limited())
         handle, qmp = server.connect(), Qmp(control)
@@ -345,7 +345,7 @@ class SizeLimit(Case):
             while True:
                 handle.pwrite(b"x" * MIB, off)
                 off += MIB
-        for name in ("second", "first"):  # the last of the list needs no place for a new one
+        for name in ("second", "first"):  # deleting the last of the list needs no new table
             qmp.cmd("blockdev-snapshot-delete-internal-sync", device="drive0", name=name)
         handle.flush()
         handle.pwrite(b"y" * MIB, 48 * MIB)
@@ -354,14 +354,14 @@ class SizeLimit(Case):
         check(image, "qcow2")
 
     def test_a_job_waits_for_more(self):
-        """as on-target-error=enospc has it"""
+        """a job with on-target-error=enospc pauses until the target can grow"""
         image, control = self.path("disk"), self.path("control")
         for fmt in ("raw", "qcow2", "qed"):
             with self.part(fmt=fmt):
                 pathlib.Path(image).write_bytes(self.rng.randbytes(2 * self.LIMIT))
                 server = self.serve(image, "format=raw", f"control={control}", prefix=self.limited())
                 qmp, target = Qmp(control), self.path("target")
-                if fmt == "raw":  # which is as long as the disk from the beginning
+                if fmt == "raw":  # a raw file is as long as the disk from the beginning
                     create(target, fmt, 2 * self.LIMIT)
                 qmp.cmd("drive-mirror", job_id="job", device="drive0", target=target, format=fmt, sync="full",
                         on_target_error="enospc", mode="existing" if fmt == "raw" else "absolute-paths")
@@ -381,7 +381,7 @@ class SizeLimit(Case):
 
 class FullExt4(Case):
     def test_zeroes_need_no_space(self):
-        """All blocks are there, so zeroing them can't fail; nor may what was acknowledged be undone."""
+        """Zeroing allocated blocks must not fail on a full filesystem, and acknowledged writes must not be lost."""
         room, disk = self.path("room"), self.path("fs")
         os.mkdir(room)
         with open(disk, "wb") as file:
@@ -408,7 +408,7 @@ class FullExt4(Case):
                 except OSError:
                     step //= 2
             os.fsync(filler.fileno())
-        for n in range(0, blocks, 2):  # every other, so that the extents have to be split
+        for n in range(0, blocks, 2):  # every second block, so that the filesystem has to split extents
             handle.pwrite(b"B" * 4 * KIB, n * 4 * KIB)
             handle.zero(4 * KIB, n * 4 * KIB, nbd.CMD_FLAG_NO_HOLE)
             self.assertEqual(handle.pread(4 * KIB, n * 4 * KIB), bytes(4 * KIB))
@@ -420,7 +420,7 @@ class FullExt4(Case):
 
 class GrowingDevice(Case):
     def test_a_device_that_is_extended(self):
-        """As oVirt uses thin volumes: full, made larger, and on it goes, without a restart."""
+        """Thin volumes as oVirt uses them: a full device is extended, and writes succeed again without a restart."""
         disk = self.path("backing")
         with open(disk, "wb") as file:
             file.truncate(8 * MIB)

@@ -9,7 +9,7 @@ from examples import Examples, pod_blocks, pod_section
 from harness import MIB, ROOT, STANDIN, create
 from qmp import Qmp
 
-# What the examples find: images, keys, and names.
+# Makes the images, keys and names that the examples use.
 PLUGIN_FINDS = """
 qimg create -q -f qcow2 disk.qcow2 64M
 qimg create -q -f qcow2 untrusted.qcow2 64M
@@ -34,7 +34,8 @@ def examples_of(name):
 
 
 def in_other_terminals(script):
-    """Servers in the foreground get a terminal of their own: what follows waits for their URI, as a reader does."""
+    """Puts servers that run in the foreground into the background, and waits until each has printed its URI, as a
+    reader with several terminals would."""
     number = 0
 
     def elsewhere(match):
@@ -48,8 +49,8 @@ def in_other_terminals(script):
 @unittest.skipIf(STANDIN, "needs the plugin")
 class ManualPages(Examples):
     def test_qimg(self):
-        """`complete` is tried until the job is ready, as the text says; then its end is awaited: it lets go of the old
-        disk, which is read afterwards."""
+        """`complete` is repeated until the job is ready, as the text says; then the job's end is awaited, because the
+        old disk is read afterwards."""
         script = in_other_terminals(examples_of("cli/qimg.pod"))
         script = re.sub(r"^(qimg job (\S+) complete (\S+))$",
                         r"until \1; do sleep 0.1; done\nwhile qimg job \2 list | grep \3; do sleep 0.1; done", script,
@@ -59,14 +60,14 @@ class ManualPages(Examples):
         self.run_script(script)
 
     def test_plugin(self):
-        """Those that go to the background write down who they are."""
+        """Servers that go to the background get a pid file."""
         script = examples_of("nbdkit-qimg-plugin.pod")
         script = re.sub(r"^nbdkit (?!.*--run)", lambda match: f"nbdkit -P $((++n)).pid ", script, flags=re.M)
         self.assertGreater(script.count("nbdkit "), 6)
         self.run_script(script, before=PLUGIN_FINDS)
 
     def test_control(self):
-        """What the client sends is sent, to servers that are here; what it is answered with comes."""
+        """The client's messages are sent to real servers, and the printed events must come."""
         text = pod_section(pod("qimg-control.pod"), "EXAMPLES")
         steps = re.findall(r"^ (->|<-) (.*(?:\n   .*)*)", text, re.M)
         self.assertGreater(len(steps), 6)
@@ -84,8 +85,8 @@ class ManualPages(Examples):
                     client.event(event[1], **dict(re.findall(r'"(status)": "(\w+)"', message)))
 
     def test_control_elsewhere(self):
-        """Messages between the words of the page, at a disk that is as it says: the incremental backup first, which the
-        example of a transaction goes on from; and last what clients pull, which goes on."""
+        """Sends the commands that are printed outside of EXAMPLES.  The incremental backup comes before the transaction
+        that continues from it, and the backup for clients that pull, which doesn't end, comes last."""
         text = pod("qimg-control.pod").replace(pod_section(pod("qimg-control.pod"), "EXAMPLES"), "")
         found = [re.sub(r"^(->|<-) ", "", re.split(r"^<- ", block, flags=re.M)[0].strip()) for block in pod_blocks(text)]
         commands = sorted((json.loads(block) for block in found if '"execute"' in block),
@@ -106,7 +107,7 @@ class ManualPages(Examples):
                 self.assertEqual(answer, {"return": {}}, command)
 
     def test_plugin_elsewhere(self):
-        """The examples between the words: a remote base, a key in a URI, what the plugin tells of itself."""
+        """The examples in the section NOTES: a remote base, a key in a URI, --dump-plugin."""
         notes = pod_section(pod("nbdkit-qimg-plugin.pod"), "NOTES")
         blocks = pod_blocks(notes)
         base = self.serve(create(self.path("base"), "raw", 20 << 30), "format=raw")

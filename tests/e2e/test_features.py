@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Compressed clusters, encryption, subclusters and data files, alone and together: images that QEMU
-made, served, written by eight threads, and judged by a model and by QEMU's tools.
+"""Compressed clusters, encryption, subclusters and data files, alone and together: images made by QEMU
+are served, written by eight threads, and judged by a model and by QEMU's tools.
 
-In some image each pair of properties occurs.  A quick run takes a share of the images, another one
-with each seed; QIMG_LONG=1 takes all.
+Each pair of properties occurs in some image.  A quick run takes a part of the images, which depends on
+the seed; QIMG_LONG=1 takes all.
 """
 
 import unittest
@@ -45,7 +45,7 @@ class Featured8(Case):
         self.assertEqual(end, len(model))
 
     def judge(self, disk, model):
-        """QEMU's tools, once nobody serves it."""
+        """Compares the disk with the model by QEMU's tools, after the server's end."""
         disk.check()
         model.expect(disk.content(), "qemu-img convert")
         disk.check_data_file(model.data)
@@ -79,8 +79,8 @@ class Pairs(Featured8):
 
 
 class Small(Featured8):
-    """What is smaller than the unit that is written: a sector that is encrypted, a subcluster, a cluster
-    that is compressed."""
+    """Requests that are smaller than the unit that is written to the file: an encrypted sector, a subcluster,
+    a compressed cluster."""
 
     ROWS = [{"encryption": "luks-xts"}, {"encryption": "luks-cbc", "cluster": 512},
             {"encryption": "aes", "cluster": 4 * KIB}, {"encryption": "aes", "data_file": "plain"},
@@ -90,7 +90,7 @@ class Small(Featured8):
     PLACES = ((100, 1), (511, 2), (100, 50), (0, 511), (1, 511), (300, 512), (1, 1023), (700, 5000), (0, 512))
 
     def test_parts_of_units(self):
-        """Into what has no place yet, and again into what has got one."""
+        """Writes to unallocated units, and then to the same, now allocated units."""
         for row in self.ROWS:
             with self.part(**row):
                 disk = Featured(self.dir, row, self.rng, size=MIB + 512)
@@ -111,7 +111,7 @@ class Small(Featured8):
                 self.judge(disk, model)
 
     def test_compressed_clusters_of_an_encrypted_image(self):
-        """QEMU makes them when it is asked to: they lie there as they are, not encrypted."""
+        """QEMU can make compressed clusters in an encrypted image; these aren't encrypted."""
         for encryption in ("luks-xts", "aes"):
             with self.part(encryption=encryption):
                 disk = Featured(self.dir, {"encryption": encryption}, self.rng, fill=False)
@@ -128,7 +128,7 @@ class Small(Featured8):
 
 
 class Together(Featured8):
-    """Writers that meet in the same clusters, for longer."""
+    """Writers that share clusters, for a longer time."""
 
     def busy(self, row, *keys, requests=400 if LONG else 60):
         disk = Featured(self.dir, row, self.rng, size=MIB + 3 * SECTOR)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Compressed clusters, LUKS headers, subclusters and data files whose bytes somebody has chosen:
-each is refused before the server listens, or fails its own requests with EIO, soon and without much
-memory; what lies beside is served as ever."""
+"""Compressed clusters, LUKS headers, subclusters and data files with hostile content: each is refused
+before the server listens, or fails the requests that meet it with EIO, quickly and without much memory.
+Other clusters are served as usual."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ from harness import *
 
 CLUSTER = 64 * KIB
 SIZE = 4 * MIB
-SOON = 20  # seconds for anything here, with sanitizers and on a busy machine
+SOON = 20  # seconds; enough for everything here, even with sanitizers on a busy machine
 MUCH = 400 * MIB
 COMPRESSED = 1 << 62
 BOMB = 2 * MIB  # the largest cluster
@@ -29,28 +29,28 @@ def deflated(data):
 
 
 def compressed_entry(cluster, host, length):
-    """What an L2 entry says of so many bytes there."""
+    """The L2 entry of a compressed cluster with `length` bytes at the offset `host`."""
     shift = 62 - (cluster.bit_length() - 1 - 8)
     sectors = (host + length - 1) // 512 - host // 512
     return COMPRESSED | sectors << shift | host
 
 
 def first_table(raw):
-    """Where the first L2 table lies."""
+    """The offset of the first L2 table."""
     l1 = struct.unpack_from(">Q", raw, 40)[0]
     return struct.unpack_from(">Q", raw, l1)[0] & damage.OFFSET
 
 
 def peak(server):
-    """The most memory that the server has had, in bytes."""
+    """The server's peak memory in bytes."""
     text = pathlib.Path(f"/proc/{server.process.pid}/status").read_text(encoding="ascii", errors="replace")
     return int(text.split("VmHWM:")[1].split()[0]) * KIB
 
 
 class Hostile(Case):
     def good_neighbours(self, image, bad, data, keys=()):
-        """Served: the cluster at `bad` fails, reads and writes of a part of it; all others are as they
-        were, and can be written."""
+        """Serves the image: reads of the cluster at `bad` and writes to a part of it must fail; all other clusters
+        are unchanged and can be written.  Returns the server and a connection."""
         began = time.monotonic()
         server = self.serve(image, *keys)
         handle = server.connect()
@@ -68,13 +68,12 @@ class Hostile(Case):
 
 
 class Streams(Hostile):
-    """The bytes of a compressed cluster."""
+    """Hostile bytes in a compressed cluster."""
 
     cluster = CLUSTER
 
     def image(self, kind="zlib", cluster=CLUSTER):
-        """Three compressed clusters, and the entry of the second one, whose stream gets a place of its
-        own at the file's end."""
+        """An image with three compressed clusters; the stream of the second one lies alone at the end of the file."""
         self.cluster = cluster
         path = create(self.path("disk"), "qcow2", 8 * cluster, f"cluster_size={cluster},compression_type={kind}")
         words = [word for n in range(3) for word in ("-c", f"write -q -c -P {n + 1} {n * cluster} {cluster}")]
@@ -84,7 +83,7 @@ class Streams(Hostile):
         return path
 
     def plant(self, path, stream):
-        """The second cluster's stream is these bytes."""
+        """Replaces the second cluster's stream."""
         cluster = self.cluster
         end = -(-os.path.getsize(path) // cluster) * cluster
         stream += bytes(-len(stream) % 512)
@@ -129,7 +128,7 @@ class Streams(Hostile):
             os.unlink(path)
 
     def test_bombs(self):
-        """Streams that would become a gigabyte: they fill their cluster, as QEMU has it, or fail."""
+        """Streams that would expand to a gigabyte fill their cluster, as in QEMU, or fail."""
         path = self.image()
         self.plant(path, deflated(b"B" * (32 * MIB)))
         began = time.monotonic()
@@ -147,7 +146,7 @@ class Streams(Hostile):
         server.stop()
 
     def test_places(self):
-        """Lengths past the file and places in metadata."""
+        """Streams that reach past the end of the file or lie in metadata."""
         path = self.image()
         pristine, image = pathlib.Path(path).read_bytes(), damage.Qcow2(path)
         table = next(image.l2_tables())[2]
@@ -168,7 +167,7 @@ class Streams(Hostile):
                 pathlib.Path(path).write_bytes(pristine)
                 patch(path, self.where[CLUSTER], struct.pack(">Q", entry))
                 server, handle = self.good_neighbours(path, CLUSTER, self.data)
-                # Nothing that is metadata becomes free, or is overwritten.
+                # Clusters of metadata must not be freed or overwritten.
                 for request in (lambda: handle.pwrite(b"y" * CLUSTER, CLUSTER), lambda: handle.zero(CLUSTER, CLUSTER),
                                 lambda: handle.trim(CLUSTER, CLUSTER), lambda: handle.pwrite(b"z", 6 * CLUSTER)):
                     with contextlib.suppress(nbd.Error):
@@ -183,7 +182,7 @@ class Streams(Hostile):
                 self.assertEqual(now[image.l1:image.l1 + 8], pristine[image.l1:image.l1 + 8])
 
     def test_shared_sectors(self):
-        """Two entries with the same stream: one is written, the other must not change."""
+        """Two entries share a stream: when one cluster is written, the other must not change."""
         for also in ("same place", "in the middle"):
             with self.subTest(also=also):
                 path = self.image()
@@ -207,7 +206,7 @@ class Streams(Hostile):
                             handle.pwrite(self.rng.randbytes(CLUSTER), off)
                 try:
                     self.assertEqual(handle.pread(CLUSTER, 0), expected)
-                except nbd.Error as failed:  # the counts were a lie: what it lies in may be somebody else's by now
+                except nbd.Error as failed:  # the refcount was too low, so its cluster may have been reused
                     self.assertEqual(failed.errnum, errno.EIO)
                 self.assertTrue(server.alive)
                 server.kill()
@@ -215,10 +214,10 @@ class Streams(Hostile):
 
 
 class Luks(Hostile):
-    """The header that an encrypted image's key lies in."""
+    """Damage to the LUKS header of an encrypted image."""
 
     cluster = CLUSTER
-    # Of the LUKS header: name -> (offset, bytes)
+    # Fields of the LUKS header: name -> (offset, bytes)
     FIELDS = {"version": (6, 2), "cipher": (8, 32), "mode": (40, 32), "hash": (72, 32), "payload": (104, 4),
               "key bytes": (108, 4), "digest iterations": (164, 4), "slot 0 active": (208, 4),
               "slot 0 iterations": (212, 4), "slot 0 material": (248, 4), "slot 0 stripes": (252, 4),
@@ -289,7 +288,7 @@ class Luks(Hostile):
                 self.assertNotRegex(line, r"[^\x20-\x7e]")
 
     def test_pointer(self):
-        """Where the image says the header is, and how long."""
+        """Wrong offsets and lengths of the LUKS header in the image's header extension."""
         disk = self.image()
         pristine = pathlib.Path(disk.path).read_bytes()
         for what, place, length in (
@@ -303,7 +302,7 @@ class Luks(Hostile):
                 self.refused(disk.path, *disk.keys)
 
     def test_noise(self):
-        """Any bytes at all, in the header or in the key's material: no key fits, soon."""
+        """Random bytes in the LUKS header or the key material: the image is refused quickly."""
         disk = self.image()
         pristine = pathlib.Path(disk.path).read_bytes()
         for number in range(60 if LONG else 12):
@@ -319,13 +318,13 @@ class Luks(Hostile):
                     server = self.serve(disk.path, *disk.keys)
                 except StartFailed as failed:
                     self.assertEqual(failed.code, 1, failed.errors)
-                else:  # the bytes were of no account
+                else:  # these bytes didn't matter
                     self.assertEqual(server.connect().pread(SIZE, 0), disk.data)
                     server.stop()
                 self.assertLess(time.monotonic() - began, SOON)
 
     def test_entries_into_the_header(self):
-        """Data that would lie in the key's material is neither read nor written."""
+        """L2 entries that point into the LUKS header: these clusters are neither read nor written."""
         disk = self.image()
         raw = pathlib.Path(disk.path).read_bytes()
         table = first_table(raw)
@@ -343,7 +342,7 @@ class Luks(Hostile):
 
 
 class Extended(Hostile):
-    """Subclusters that can't be."""
+    """Impossible subcluster bitmaps."""
 
     cluster = CLUSTER
 
@@ -370,7 +369,7 @@ class Extended(Hostile):
 
 
 class DataFile(Hostile):
-    """An external data file that isn't what the image takes it for."""
+    """External data files that don't fit the image."""
 
     cluster = CLUSTER
 
@@ -397,7 +396,7 @@ class DataFile(Hostile):
         check("a loop", lambda: os.symlink(disk.data_path, disk.data_path), ["data"])
 
     def test_short_file(self):
-        """What lies behind its end reads as zeroes."""
+        """Behind the end of a short data file the disk reads as zeroes."""
         disk = self.disk()
         os.truncate(disk.data_path, CLUSTER + 100)
         server = self.serve(disk.path)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""kill -9 under load, as in test_kill.py, for what a qcow2 image may have besides: compressed clusters,
-encryption, subclusters and a data file.
+"""kill -9 under load, as in test_kill.py, on qcow2 images with compressed clusters, encryption,
+subclusters or a data file.
 
 Requirements: Q-14 to Q-16, L-04 to L-06.  QIMG_ROUNDS: rounds per image (half as many as there).
 """
@@ -15,7 +15,7 @@ SHORT = max(4, ROUNDS // 2)
 
 
 class FeaturedRounds(Rounds):
-    """Rounds on an image with a key, when it needs one."""
+    """Rounds on an image that may need a passphrase."""
 
     def judged(self, image, fmt, leaks):
         self.disk.check(leaks)
@@ -33,7 +33,7 @@ class FeaturedRounds(Rounds):
 
 
 class KillCompressed(FeaturedRounds):
-    """All of the disk is compressed at first."""
+    """At the beginning all clusters are compressed."""
 
     def kill_compressed(self, kind, options, keys=(), **how):
         image = self.path("disk")
@@ -44,14 +44,14 @@ class KillCompressed(FeaturedRounds):
     judged, repaired = Rounds.judged, Rounds.repaired
 
     def test_deflate(self):
-        """Compressed clusters are overwritten, and none are made."""
+        """Compressed clusters are overwritten; no new ones are written."""
         self.kill_compressed("zlib", "cluster_size=16k", consistent=True)
 
     def test_zstd_packed(self):
         self.kill_compressed("zstd", "cluster_size=4k", ["compress=on"], consistent=True)
 
     def test_deflate_packed_with_few_references(self):
-        """A cluster of the file has three references at most."""
+        """refcount_bits=2, so that a host cluster can hold at most three compressed ones."""
         self.kill_compressed("zlib", "cluster_size=4k,refcount_bits=2,lazy_refcounts=on", ["compress=on"], leaks=False)
 
 

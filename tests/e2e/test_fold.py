@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Intermediate commit: layers of a chain folded together below the one that is in use."""
+"""Intermediate commit: layers of a chain are committed into one below them, under the active layer."""
 
 import os
 import threading
@@ -11,7 +11,7 @@ from qmp import Qmp, QmpError
 
 
 class Fold(Case):
-    """The chain: base <- middle <- top <- active, each with bytes of its own."""
+    """The chain base <- middle <- top <- active; each layer has its own data."""
 
     def chain(self, formats=("raw", "qcow2", "qed", "qcow2"), sizes=(4 * MIB,) * 4):
         names = "base", "middle", "top", "active"
@@ -44,7 +44,7 @@ class Fold(Case):
         return [node["file"] for node in qmp.cmd("query-named-block-nodes")]
 
     def expect_chain(self, *names):
-        """As the files say, when nobody has them open."""
+        """The chain, as qemu-img reads it from the files after the server's end, must be these names."""
         for above, below in zip(names, names[1:]):
             said = info(self.path(above), "qed" if above == "top" else "qcow2")
             self.assertEqual(os.path.basename(said["full-backing-filename"]), below)
@@ -64,7 +64,7 @@ class Fold(Case):
                     length = min(rng.randrange(1, 100) * 512, len(model) - off)
                     model.write(other, off, bytes([rng.randrange(256)]) * length)
                     model.compare(other, off, length)
-            except Exception as error:  # told by the main thread
+            except Exception as error:  # reported by the main thread
                 failed.append(error)
 
         writer = threading.Thread(target=write)
@@ -100,7 +100,7 @@ class Fold(Case):
         return [sha256(self.path(name)) for name in ("base", "middle", "top", "active")]
 
     def test_read_only(self):
-        """nbdkit -r changes no byte of any image"""
+        """with nbdkit -r the job is refused and no image changes"""
         self.chain()
         before = self.hashes()
         for connected in (False, True):
@@ -118,7 +118,7 @@ class Fold(Case):
                     self.assertEqual(self.hashes(), before)
 
     def test_locks_afterwards(self):
-        """what the job needed is given back, with a client that writes or none"""
+        """after the job the server only has the locks that it had before, with or without a connected writer"""
         for base, top in ("middle", "top"), ("base", "middle"):
             for connected in (False, True):
                 with self.part(base=base, top=top, connected=connected):
@@ -136,10 +136,11 @@ class Fold(Case):
                     server.stop()
 
     def test_names(self):
-        """as images call their backing files; relative ones lie in an image's folder, not in the server's"""
+        """layers can be named as the images name them; relative names are relative to the image, not to the server's
+        current folder"""
         other = self.path("other")
         os.mkdir(other)
-        for name in "top", "middle":  # what the names would mean in another folder
+        for name in "top", "middle":  # decoys in the server's current folder
             run("qemu-img", "create", "-q", "-f", "raw", os.path.join(other, name), MIB)
         for top, base in (("top", "middle"), ("./top", "../" + os.path.basename(self.dir) + "/middle"),
                           (self.path("other/../top"), self.path("middle"))):
@@ -169,7 +170,7 @@ class Fold(Case):
             qmp.cmd("block-commit", device="drive0", **{"job-id": "d"})
         with self.assertRaisesRegex(QmpError, "'c' uses the disk"):
             qmp.cmd("drive-mirror", device="drive0", target=self.path("x"), sync="full", **{"job-id": "d"})
-        # Nobody else may read the base now, and afterwards everybody may.
+        # While the job runs no other program can read the base.
         self.assertIn("lock", self.read_base("middle", "qcow2", check=False).stderr)
         qmp.cmd("block-job-cancel", device="c")
         qmp.event("BLOCK_JOB_CANCELLED")
@@ -181,7 +182,7 @@ class Fold(Case):
         self.assertEqual(content(self.path("active"), "qcow2"), bytes(model.data))
 
     def test_killed(self):
-        """At any moment the disk's contents are what they were, through the old chain or the new."""
+        """kill -9 at any moment: the disk's content is unchanged, whether the chain is the old or the new one."""
         for _ in range(40 if LONG else 6):
             with self.part():
                 model = self.chain(("qcow2", "qcow2", "qed", "qcow2"))
