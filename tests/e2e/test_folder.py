@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Many images from one server: the images of a folder, and named ones."""
+"""One server with many images: the images of a folder (dir=), and named ones (export=)."""
 
 import concurrent.futures
 import contextlib
@@ -25,7 +25,7 @@ SECRET = b"outside" * 1000
 
 
 def is_free(path, fmt="qcow2"):
-    """Has nobody opened it for writing?"""
+    """Can qemu-io open the image for writing, which needs that nobody else has it open?"""
     return run("qemu-io", "-f", fmt, "-c", "read -q 0 512", path, check=False).returncode == 0
 
 
@@ -34,7 +34,7 @@ def open_files(server):
 
 
 def resident(server):
-    """Bytes of memory that it takes by itself."""
+    """The server's anonymous memory in bytes."""
     with open(f"/proc/{server.process.pid}/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("RssAnon:")) * KIB
 
@@ -107,8 +107,8 @@ class Names(Folder):
         self.assertEqual(server.connect("disk.qcow2").pread(1, 0)[0], 1)
 
     def test_what_a_refused_client_is_told(self):
-        """What is in the log isn't for clients, whom nbdkit from 1.42 on tells the last error: where images lie, which
-        others there are, and whether the host has a file that an image names."""
+        """From version 1.42 on nbdkit sends the last error message to the client.  It must not tell where images lie,
+        which others there are, or whether the host has a file that an image names; the log may."""
         self.image("disk.qcow2", byte=1)
         run("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", "/etc/none", "-F", "raw",
             os.path.join(self.folder, "odd.qcow2"), "1M")
@@ -171,8 +171,8 @@ class Names(Folder):
         server.stop()
 
     def test_strange_names(self):
-        """E-02: whatever bytes a file's name is made of, it is served by them, or not at all, and what tells of it is
-        sound"""
+        """E-02: a file whose name has any bytes is served under that name or not at all, and output that contains the
+        name is well-formed"""
         control = self.path("control")
         strange = ['a"b\\c', "line\nfeed", "tab\t", "\x1b[31mred", "\u00e4\u6f22", "{label=\"x\"}", "x" * 250, "-rf", "%s%n", "a b"]
         for name in strange:
@@ -195,7 +195,7 @@ class Names(Folder):
         server.stop()
 
     def test_two_names_of_one_file(self):
-        """E-02: nobody writes to a file by two names at once"""
+        """E-02: a file can't be opened for writing by two names at once"""
         path = self.image("disk.qcow2", byte=1)
         os.link(path, os.path.join(self.folder, "other.qcow2"))
         os.symlink("disk.qcow2", os.path.join(self.folder, "link.qcow2"))
@@ -211,7 +211,7 @@ class Names(Folder):
         check(path, "qcow2")
 
     def test_folders_that_change_places(self):
-        """E-02: whatever is renamed and linked meanwhile."""
+        """E-02: no file outside the folder is served while folders are renamed and links change."""
         vm = os.path.join(self.folder, "vm")
         os.mkdir(vm)
         pathlib.Path(vm, "disk").write_bytes(b"i" * 7000)
@@ -245,7 +245,7 @@ class Names(Folder):
 
 
 class Commanded(Folder):
-    """What commands made of an image of the folder isn't lost because nobody looks."""
+    """Changes that commands made to an image of the folder aren't lost when its last client leaves."""
 
     def start(self, *keys):
         self.path_of = self.image("disk.qcow2", byte=1)
@@ -255,7 +255,8 @@ class Commanded(Folder):
         return server, client
 
     def test_another_file_is_served(self):
-        """E-08: the next client would get the file of the name, and write into what lies below"""
+        """E-08: after a snapshot the export can't be removed: the next client would get the file of that name, which
+        is now a backing file, and write to it"""
         server, client = self.start()
         handle = server.connect("disk.qcow2")
         client.cmd("blockdev-snapshot-sync", device="disk.qcow2", snapshot_file=self.path("over.qcow2"))
@@ -270,7 +271,7 @@ class Commanded(Folder):
         self.assertEqual(content(self.path_of, "qcow2")[:1], b"\x01")
 
     def test_removed_and_still_in_use(self):
-        """E-08: nobody opens it a second time, whether it is locked or not"""
+        """E-08: an export that was removed but is still in use isn't opened a second time, with or without locks"""
         for lock in "on", "off":
             with self.subTest(lock=lock):
                 server, client = self.start(f"lock={lock}")
@@ -287,7 +288,7 @@ class Commanded(Folder):
                 client.close()
 
     def test_what_a_command_said_is_remembered(self):
-        """E-03: a bitmap in memory lives as long as the server, and so does what blockdev-reopen chose"""
+        """E-03: an image with a bitmap in memory stays open as long as the server runs"""
         server, client = self.start()
         handle = server.connect("disk.qcow2")
         client.cmd("block-dirty-bitmap-add", node="disk.qcow2", name="b", granularity=65536)
@@ -317,7 +318,8 @@ class Commanded(Folder):
         server.stop()
 
     def test_what_is_remembered_of_a_file_that_is_gone(self):
-        """E-03: who comes gets neither the old file nor, without what was said, the new one"""
+        """E-03: an image with a bitmap in memory was replaced by another file: a new client gets neither of them until
+        the export is removed"""
         server, client = self.start()
         server.connect("disk.qcow2")
         client.cmd("block-dirty-bitmap-add", node="disk.qcow2", name="b")
@@ -355,7 +357,7 @@ class Life(Folder):
             self.assertFalse(is_free(path, "qed"))
             second.shutdown()
             self.await_true(lambda: is_free(path, "qed"), "it is closed")
-            check(path, "qed")  # and its mark is cleared
+            check(path, "qed")  # the mark is cleared, too
         self.await_true(lambda: open_files(server) <= before, "its files are closed")
         server.stop()
 
@@ -371,7 +373,7 @@ class Life(Folder):
         check(path, "qcow2")
 
     def test_another_file_takes_the_name(self):
-        """E-03: who is connected keeps the file that he has, and who comes when it is closed gets the other"""
+        """E-03: the file is replaced: clients get the old file until it has been closed, and then the new one"""
         path = self.image("disk.qcow2", byte=1)
         self.image("new", byte=2)
         server = self.serve_folder("linger=0.1")
@@ -390,7 +392,7 @@ class Life(Folder):
         server.stop()
 
     def test_another_file_takes_the_name_of_one_that_lingers(self):
-        """E-03: nobody is connected, so who comes gets the file of the name, and what he writes isn't lost"""
+        """E-03: an image that is open without clients is replaced: a new client gets the new file"""
         path = self.image("disk.qcow2", byte=1)
         server = self.serve_folder("linger=1000")
         server.connect("disk.qcow2").pwrite(b"old", MIB)
@@ -412,7 +414,7 @@ class Life(Folder):
         self.assertEqual(content(self.path("old"), "qcow2")[MIB:MIB + 3], b"old")
 
     def test_many_at_once(self):
-        """E-04: who asks for one that is being opened waits for that."""
+        """E-04: clients of an image that is just being opened wait for that, instead of opening it again."""
         self.image("base.qcow2", byte=7)
         log = self.path("log")
         base = self.serve_nbd("--filter=log", "--filter=delay", "file", os.path.join(self.folder, "base.qcow2"),
@@ -439,7 +441,7 @@ class Life(Folder):
         self.assertLess(connections(), of_one + len(threads))
 
     def serve_nbd(self, *argv):
-        """Another server, of what is read over NBD; its socket."""
+        """Starts another nbdkit, the server of a base; returns its socket."""
         path = self.path(f"nbd{random.getrandbits(40):x}")
         process = subprocess.Popen(["nbdkit", "-f", "-U", path, *argv], stdin=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -460,9 +462,9 @@ class Life(Folder):
         server = self.serve_folder()
         slow = server.connect("slow.qcow2")
         freeze(self.nbd_process)
-        cookie = slow.aio_pread(nbd.Buffer(SECTOR), 0)  # hangs in a read
+        cookie = slow.aio_pread(nbd.Buffer(SECTOR), 0)  # one request hangs in a read
         threading.Thread(target=lambda: contextlib.suppress(nbd.Error) and self.try_connect(server, "late.qcow2"),
-                         daemon=True).start()  # and one in an opening
+                         daemon=True).start()  # and one client in the opening of an image
         for _ in range(20):
             handle = server.connect("good.qcow2")
             handle.pwrite(b"x" * SECTOR, 64 * KIB)
@@ -492,7 +494,7 @@ class Life(Folder):
         server.stop()
 
     def test_short_of_files(self):
-        """E-03: those that linger make room."""
+        """E-03: when file descriptors run short, images without clients are closed early."""
         for number in range(40):
             self.image(f"{number}.qcow2", byte=number)
         server = self.serve_folder("linger=1000", nbdkit=["-t", "1"], prefix=["prlimit", "--nofile=60:60"])
@@ -547,7 +549,7 @@ class Crowd(Folder):
         return handle
 
     def test_a_thousand(self):
-        """E-06: images and connections; bounded memory, and nothing of it stays."""
+        """E-06: a thousand images and connections: memory is bounded, and is given back."""
         n, rng = self.IMAGES, random.Random(SEED)
         self.make_crowd(n)
         server = self.serve_folder("linger=0", nbdkit=["-t", "1"])
@@ -570,7 +572,7 @@ class Crowd(Folder):
         self.await_true(lambda: open_files(server) <= files, "all files are closed")
         self.assertLess((opened - closed) / n, 2 * MIB)
 
-        def given_back():  # which is looked at when the last has been closed
+        def given_back():  # the server gives memory back when it has closed its last image
             self.connect(server, "0.qcow2").shutdown()
             return (resident(server) - closed) / n < 16 * KIB + 2 * MIB / n
 
@@ -582,7 +584,7 @@ class Crowd(Folder):
             check(os.path.join(self.folder, f"{number}.qcow2"), "qcow2")
 
     def test_killed(self):
-        """E-06: what was flushed is there, of each."""
+        """E-06: after kill -9 every image has what was flushed."""
         n, rng = 20, random.Random(SEED)
         self.make_crowd(n)
         server = self.serve_folder(nbdkit=["-t", "1"])

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The examples of qimg-guide(7) run as they are printed, in order, in an empty folder; what else the documents
-claim of the program is compared with it."""
+"""The examples of qimg-guide(7) run as they are printed, in order, in an empty folder; its other statements are
+compared with the program."""
 
 import re
 import unittest
@@ -15,7 +15,7 @@ TABLE = "FOR USERS OF QEMU-IMG AND QEMU-NBD"
 @unittest.skipIf(STANDIN, "needs the plugin")
 class Guide(Examples):
     def test_examples(self):
-        """QMP's errors don't end a shell, so they are looked for."""
+        """Errors in QMP replies don't end the shell script, so the output is searched for them."""
         body = GUIDE.split("=head1 SERVE ONE DISK", 1)[1].split(f"=head1 {TABLE}", 1)[0]
         script = "\n".join(pod_blocks(body))
         self.assertGreater(script.count("\n"), 60)
@@ -26,7 +26,7 @@ class Guide(Examples):
 
 @unittest.skipIf(STANDIN, "needs the plugin")
 class Table(Case):
-    """The table of equivalents names what there is."""
+    """The table of equivalents only names commands and parameters that exist."""
 
     def setUp(self):
         super().setUp()

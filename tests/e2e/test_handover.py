@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""qimg serve --replace: a server takes over from a running one while clients that reconnect go on.  Every
-flushed byte is there, no connection is refused, and a server that can't take over leaves the other at work.  E-21"""
+"""qimg serve --replace: a new server takes over from a running one, and clients that reconnect go on.  Every
+flushed byte is there, no connection is refused, and if the new server can't take over the old one goes on.  E-21"""
 
 import errno
 import os
@@ -25,8 +25,8 @@ GONE = "connect|Connection refused|No such file"
 
 
 class Reconnecting(threading.Thread):
-    """A client as QEMU is with reconnect-delay: what isn't answered when the connection is lost is sent again on
-    a new one.  It writes, and remembers what it has flushed; an error of the disk is its end."""
+    """A client like QEMU with reconnect-delay: requests that weren't answered when the connection was lost are sent
+    again on a new one.  It writes, and remembers what it has flushed.  An error reply ends it."""
 
     def __init__(self, uri, first, length, seed):
         super().__init__(daemon=True)
@@ -40,7 +40,7 @@ class Reconnecting(threading.Thread):
         self.start()
 
     def connect(self):
-        """One that was taken may be lost amid its handshake; nobody refuses one."""
+        """An accepted connection may be lost during the handshake, and is tried again; a refused one is a failure."""
         while True:
             self.handle = nbd.NBD()
             try:
@@ -57,7 +57,7 @@ class Reconnecting(threading.Thread):
             try:
                 return request(self.handle)
             except nbd.Error as error:
-                # An answer of the server is an error for the guest; a lost connection isn't one.
+                # An error reply would be an error for the guest; a lost connection isn't.
                 if self.handle.aio_is_ready():
                     raise AssertionError(f"the server answered {error}") from error
                 self.connect()
@@ -97,7 +97,7 @@ class Reconnecting(threading.Thread):
 @unittest.skipIf(harness.STANDIN, "needs nbdkit")
 class Handover(Case):
     def begin(self, *words, env=None):
-        """A `qimg serve`, when its URI is there."""
+        """Starts `qimg serve`; returns the process and its URI, which it has printed."""
         process = subprocess.Popen([str(QIMG), "serve", *words], cwd=self.dir, text=True, stdin=subprocess.DEVNULL,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env or plugin_env())
         self.addCleanup(process.stderr.close)
@@ -150,7 +150,7 @@ class Handover(Case):
         return uri
 
     def test_ten_times_under_writers(self):
-        """E-21: nothing is lost, and the socket's file goes with the last server"""
+        """E-21: ten handovers while clients write: nothing is lost, and the last server removes the socket"""
         self.many(10, [])
         wait_until(lambda: not os.path.exists(self.path("disk.sock")), 20, "the end of the socket")
         self.assertEqual(sorted(os.listdir(self.dir)), ["disk"])
@@ -162,7 +162,7 @@ class Handover(Case):
         self.many(4, ["-p", port, "-a", "127.0.0.1"], "qed")
 
     def test_another_build(self):
-        """an upgrade: the new one lies elsewhere"""
+        """an upgrade: the new program and plugin lie in another folder"""
         folder = pathlib.Path(self.path("new"))
         folder.mkdir()
         for file in ("qimg", "nbdkit-qimg-plugin.so"):
@@ -180,7 +180,7 @@ class Handover(Case):
         self.stop(new)
 
     def test_of_a_plain_nbdkit(self):
-        """one that qimg serve didn't start, and which has two kinds of sockets to its name"""
+        """the old server is an nbdkit that wasn't started by qimg serve, with sockets for NBD and for commands"""
         image = self.image()
         server = self.serve(image, self.control())
         client = Reconnecting(server.uri, 0, SIZE, SEED)
@@ -195,7 +195,7 @@ class Handover(Case):
         self.assertTrue(content(image, "qcow2") == client.written)
 
     def test_qemu(self):
-        """with reconnect-delay it notices nothing"""
+        """a QEMU client with reconnect-delay gets no error"""
         self.image()
         process, uri = self.begin("disk", self.control())
         argv = ["qemu-io", "--image-opts",
@@ -237,7 +237,7 @@ class Handover(Case):
         self.assertTrue(content(self.path("images/a.qcow2"), "qcow2") == client.written)
 
     def test_requests_under_limits_are_done(self):
-        """what would wait for years doesn't hold a handover up, nor does it fail"""
+        """requests that a limit would delay for years don't delay the handover, and don't fail"""
         self.image()
         process, uri = self.begin("disk", self.control())
         client = Reconnecting(uri, 0, SIZE, SEED)
@@ -268,13 +268,13 @@ class Handover(Case):
             waiting = socket.socket(socket.AF_UNIX)
             waiting.settimeout(20)
             waiting.connect(path)
-            # The image is nobody's, and clean; the socket for commands has made room.
+            # Now no server has the image open, and it is clean; the control socket is removed.
             run("qemu-io", "-f", "qcow2", "-c", "write 0 64k", self.path("disk"))
             check(self.path("disk"), "qcow2")
             self.assertFalse(os.path.exists(self.path("qmp")))
             for fd in fds:
                 os.close(fd)
-        # The end of the connection: the old one goes on, and takes who waits.
+        # When that connection ends, the old server goes on and accepts the waiting client.
         self.assertEqual(waiting.recv(8), b"NBDMAGIC")
         waiting.close()
         handle = nbd.NBD()
@@ -295,7 +295,7 @@ class Handover(Case):
             self.assertIn(word, done.stderr)
 
     def test_failures_leave_the_old_one(self):
-        """whatever is wrong with the new one; its client has no error"""
+        """whatever is wrong with the new server, the old one goes on, and its client gets no error"""
         self.image()
         self.image(name="other")
         process, uri = self.begin("disk", self.control())
@@ -317,7 +317,7 @@ class Handover(Case):
                 self.fails(*words, says=says)
                 self.assertIsNone(client.failure)
                 self.assertEqual(client.connections, before)
-        # And what shows only when the old one has let go: no place for the socket of commands.
+        # A failure that only shows when the old server has given up the disk: the control socket can't be made.
         os.link(self.path("qmp"), self.path("twin"))
         for _ in range(3):
             before = client.connections
@@ -332,7 +332,7 @@ class Handover(Case):
         self.assertTrue(content(self.path("disk"), "qcow2") == client.written)
 
     def test_killed_amid(self):
-        """the new one is lost at any moment: one of the two serves"""
+        """the new server is killed at any moment: one of the two serves"""
         self.image()
         process, uri = self.begin("disk", self.control())
         client = Reconnecting(uri, 0, SIZE, SEED)
@@ -351,10 +351,10 @@ class Handover(Case):
             client.stop()
             self.stop(process)
             self.assertTrue(content(self.path("disk"), "qcow2") == client.written)
-        # else: the new one had taken over, and was killed as any server may be.
+        # Otherwise the new server had taken over before it was killed.
 
     def test_what_is_refused(self):
-        """a job, and disks that the other server wouldn't have"""
+        """a handover is refused while a job runs, and when the new server would serve other images"""
         self.image()
         target = create(self.path("target"), "raw", SIZE)
         process, uri = self.begin("disk", self.control())
@@ -377,7 +377,7 @@ class Handover(Case):
         self.assertEqual(content(self.path("over"), "qcow2")[:MIB], b"y" * MIB)
 
     def test_after_a_snapshot_and_back(self):
-        """a handover that comes to nothing serves what was served, not what was at the start"""
+        """after a failed handover the old server serves the same image as before, not that of its start"""
         self.image()
         process, uri = self.begin("disk", self.control())
         with Qmp(self.path("qmp")) as qmp:
@@ -396,7 +396,8 @@ class Handover(Case):
         check(self.path("over"), "qcow2")
 
     def given_back(self, *keys, changed=False):
-        """A handover that comes to nothing, after commands have said something of the disk; its bitmap's bytes."""
+        """A handover that fails, after commands have set limits, options and bitmaps: all must be as before.  Returns
+        the bitmap's dirty bytes.  changed: another program writes to the image in between."""
         path = self.path("folder/disk") if "dir=folder" in keys else self.path("disk")
         stat = os.stat(path)
         folder = os.stat(self.path("folder")) if "dir=folder" in keys else None
@@ -420,7 +421,7 @@ class Handover(Case):
                     asking.cmd("x-qimg-handover", folder={"device": folder.st_dev, "inode": folder.st_ino})
                 else:
                     asking.cmd("x-qimg-handover", exports=[described])
-                if changed:  # and its time set back, as who restores files does
+                if changed:  # with the old modification time, as after a restored backup
                     before = os.stat(path)
                     harness.fill(path, "qcow2", [(0, b"y" * 10)])
                     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -446,7 +447,7 @@ class Handover(Case):
         return bitmaps["b"]["count"]
 
     def test_what_commands_said_is_given_back(self):
-        """limits, how it is open, and bitmaps in memory, which lack nothing that was changed meanwhile"""
+        """limits, options and bitmaps in memory survive; the bitmaps contain what others changed in between"""
         self.image()
         self.assertEqual(self.given_back("disk"), 2 * 65536)
         self.assertEqual(self.given_back("disk", "writable=on-connect"), 2 * 65536)
@@ -456,7 +457,7 @@ class Handover(Case):
         self.assertEqual(self.given_back("dir=folder"), 2 * 65536)
 
     def test_bitmaps_of_a_disk_that_is_served_read_only(self):
-        """nobody writes to it here, and maybe somebody did meanwhile"""
+        """a bitmap of a read-only disk is all dirty after a failed handover if the image was changed in between"""
         for changed in (False, True):
             with self.part(changed=changed):
                 self.image()
@@ -480,7 +481,7 @@ class Handover(Case):
                 self.stop(process)
 
     def test_passphrases(self):
-        """are read twice, by the trial and by the server"""
+        """passphrases are read twice: by the new server's trial run, and by the server itself"""
         harness.create_encrypted(self.path("disk"), SIZE, "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10")
         process, uri = self.begin("disk", self.control(), "passphrase=sesame")
         new, its = self.replace("disk", self.control(), "passphrase=sesame")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Incremental backups with nothing but an NBD client: snapshot/NAME for the data, bitmap/NAME for what changed, and a
-transaction for the point (B-12)."""
+"""Incremental backups with an NBD client alone: snapshot/NAME has the data, bitmap/NAME what has changed, and a
+transaction makes both at one point (B-12)."""
 
 import random
 import threading
@@ -39,7 +39,7 @@ class Incremental(KeptBitmaps):
             failures.append(error)
 
     def test_under_load(self):
-        """A full copy and five incremental ones are the disk at each point, byte for byte."""
+        """A full copy and five incremental ones are equal to the disk at each point, while clients write."""
         image = create(self.path("disk"), "qcow2", SIZE, "cluster_size=16384")
         server = self.start(image, "need-check-delay=0.02")
         self.cmd("add", "changes", persistent=True, granularity=4096)

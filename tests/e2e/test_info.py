@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""qimg info describes every qcow2 image, whatever of it can be served, as qemu-img does; images of other
-formats are called by their name."""
+"""qimg info describes every qcow2 image like qemu-img, even if it can't be served; images of other
+formats are recognised and named."""
 
 import json
 import os
@@ -18,7 +18,7 @@ LUKS = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
 
 
 class Described(CliCase):
-    """Beside qemu-img, word for word."""
+    """Compared with qemu-img, word for word."""
 
     def same(self, *words):
         self.same_output("info", *words)
@@ -38,12 +38,12 @@ class Described(CliCase):
             raw = file.read()
         at = int.from_bytes(raw[raw.index(bytes.fromhex("23852875")) + 24:][:8], "big")
         patch(self.path("image"), at + 12, struct.pack(">I", 3))
-        self.same("-U", "image")  # in use, as a server leaves it that was killed
+        self.same("-U", "image")  # with the marks of a killed server
         self.bitmap("--remove", "image", "two")
         self.same("image")
 
     def test_bitmaps_that_are_invalid(self):
-        """A program that doesn't know them wrote to the image."""
+        """The image was written by a program that doesn't know bitmaps, so they are invalid."""
         self.qemu("create", "-q", "-f", "qcow2", "image", "10M")
         self.bitmap("--add", "image", "one")
         patch(self.path("image"), 88, bytes(8))
@@ -66,7 +66,7 @@ class Described(CliCase):
             self.same("image")
 
     def test_data_file_that_is_missing(self):
-        """Nothing of it is opened: qimg describes what qemu-img can't."""
+        """qimg doesn't open the data file, so it can describe the image, which qemu-img can't."""
         self.qemu("create", "-q", "-f", "qcow2", "-o", "data_file=data", "image", "10M")
         os.unlink(self.path("data"))
         self.assertIn("data file: data\n", self.qimg("info", "image").stdout)
@@ -81,7 +81,7 @@ class Described(CliCase):
                 self.same("image")
 
     def test_a_luks_header_that_is_none(self):
-        """It is said, and the rest described."""
+        """A damaged LUKS header is reported, and the rest of the image is described."""
         create_encrypted("image", "10M", LUKS, cwd=self.dir)
         with open(self.path("image"), "rb") as file:
             at = file.read(1 << 20).index(b"LUKS\xba\xbe")
@@ -92,14 +92,14 @@ class Described(CliCase):
             self.assertIn("no LUKS header of version 1", done.stderr)
 
     def test_chain(self):
-        """Layers that can't be served don't keep the others from being described."""
+        """All layers of a chain are described, even if some can't be served."""
         create_encrypted("base", "10M", "encrypt.format=aes,encrypt.key-secret=s", cwd=self.dir)
         self.qemu("create", "-q", "-f", "qcow2", "-o", "extended_l2=on", "-F", "qcow2", "-b", "base", "-u", "mid", "10M")
         self.qemu("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "mid", "-u", "image", "10M")
         self.same("--backing-chain", "image")
 
     def test_unknown_features(self):
-        """A bit that nobody knows may change what everything means."""
+        """An image with unknown incompatible features is refused: they may change the meaning of everything else."""
         self.qemu("create", "-q", "-f", "qcow2", "image", "10M")
         patch(self.path("image"), 72, struct.pack(">Q", 1 << 40))
         self.refuses("info", "image", says=["image", "incompatible_features", "unknown feature bit 40"])
@@ -113,12 +113,12 @@ class Described(CliCase):
 
 
 class Coded(CliCase):
-    """qimg map, beside qemu-img's, of data that isn't in the image as the guest sees it."""
+    """qimg map, compared with qemu-img's, of images whose file doesn't hold the data as the guest sees it."""
 
     SECRET = ("--object", "secret,id=s,data=sesame")
 
     def same_map(self, *words, json_only=False):
-        """Newer versions of qemu-img tell compressed clusters, older ones don't; qimg does."""
+        """Both maps must be the same.  "compressed" is ignored if this qemu-img doesn't print it.  Returns the map."""
         theirs, ours = both(self.dir, "map", "--output=json", *words)
         self.assertEqual(ours.returncode, 0, ours.stderr)
         if qemu_version() < (8, 2):
@@ -148,7 +148,7 @@ class Coded(CliCase):
         self.same_map("image")
 
     def test_extended_l2(self):
-        """Without the places that qemu-img tells of subclusters that hold nothing."""
+        """The offsets that qemu-img prints for unallocated subclusters are ignored."""
         self.qemu("create", "-q", "-f", "qcow2", "-o", "extended_l2=on", "image", "4M")
         self.io("qcow2", "image", "write 64k 6k", "write -z 1M 2k", "write -z -u 2M 4k", "write 130k 64k")
         mapped = []
@@ -166,7 +166,7 @@ class Coded(CliCase):
         self.same_output("map", "image")
 
     def test_encrypted(self):
-        """With a key as qemu-img, which asks for one; and without, for nothing is read."""
+        """The map is the same as qemu-img's with a key; qimg needs none, as it reads no data."""
         for options in (LUKS, "encrypt.format=aes,encrypt.key-secret=s"):
             with self.subTest(options=options):
                 create_encrypted("image", "4M", options, cwd=self.dir)
@@ -187,7 +187,7 @@ class Coded(CliCase):
                      "driver=qcow2,file.filename=image,backing.encrypt.key-secret=t", says=["base", "passphrase opens none"])
 
     def test_keys(self):
-        """All forms; a wrong one, or one that isn't there, is told as such."""
+        """All forms of keys; a wrong or missing key has its own error message."""
         create_encrypted("image", "4M", LUKS, cwd=self.dir)
         for name, text in (("plain", "sesame"), ("newline", "sesame\n"), ("base64", "c2Vz\nYW1l\n"), ("large", "x" * 65537)):
             with open(self.path(name), "w", encoding="utf-8") as file:
@@ -206,7 +206,7 @@ class Coded(CliCase):
         self.same_output("map", *self.unlocked("bare"))
 
     def test_bad_objects(self):
-        """The data is in no message."""
+        """No message contains the secret's data."""
         self.qemu("create", "-q", "-f", "qcow2", "image", "4M")
         for text, says in {
                 "": "'qom-type' is missing", "secret": "'id' is missing", "secret,data=hidden": "'id' is missing",
@@ -227,7 +227,7 @@ class Coded(CliCase):
 
 
 class Options(CliCase):
-    """Words of qemu-img's command line that say how an image is opened or made."""
+    """Options of qemu-img that say how an image is opened or made."""
 
     def test_image_opts(self):
         self.qemu("create", "-q", "-f", "qed", "image", "4M")
@@ -246,7 +246,7 @@ class Options(CliCase):
         self.refuses("info", "--image-opts", "-f", "qed", "driver=qed,file.filename=image", says=["mutually exclusive"])
 
     def test_image_opts_nbd(self):
-        """An export is looked at as a file is."""
+        """info, map and check work on an NBD export as on a file."""
         self.qemu("create", "-q", "-f", "qcow2", "image", "4M")
         process = subprocess.Popen(["qemu-nbd", "-r", "-t", "-e8", "-f", "raw", "-x", "a b", "-k", self.path("sock"), "image"],
                                    cwd=self.dir)
@@ -278,7 +278,7 @@ class Options(CliCase):
         self.assertIn("O_DIRECT", traced.stdout)
 
     def test_wishes_for_the_file(self):
-        """They are announced as qemu-img does it, and kept from the format."""
+        """Options for the file (nocow, extent_size_hint) are printed as by qemu-img, and not passed to the format."""
         for options in ("nocow=on", "extent_size_hint=64k", "nocow=off,extent_size_hint=0"):
             for fmt in ("qcow2", "qed", "raw"):
                 self.same_output("create", "-f", fmt, "-o", options, "image", "1M")
@@ -288,7 +288,7 @@ class Options(CliCase):
         self.assertFalse(os.path.exists(self.path("new")))
 
     def test_space_on_a_filesystem_that_reserves_none(self):
-        """What can't be reserved is written."""
+        """On a filesystem without fallocate, preallocation writes zeroes."""
         for fmt in ("raw", "qcow2"):
             for how in ("falloc", "full"):
                 with self.subTest(fmt=fmt, how=how):
@@ -311,7 +311,7 @@ class Options(CliCase):
 
 
 class Foreign(CliCase):
-    """Images of other formats aren't taken for raw disks."""
+    """Images of other formats aren't mistaken for raw disks."""
 
     FORMATS = {"vmdk": "a VMDK image", "vdi": "a VDI image", "vhdx": "a VHDX image", "vpc": "a VPC",
                "parallels": "a Parallels image", "qcow": "a qcow image of version 1"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""qimg job: the command that drives jobs over the control socket."""
+"""qimg job: starts and controls jobs over the control socket."""
 
 import contextlib
 import fcntl
@@ -57,7 +57,7 @@ class Command(JobCase):
         self.expect_content(self.path("target.raw"), "raw")
 
     def test_a_job_of_no_disk(self):
-        """one that makes a file is shown beside the others, and forgotten"""
+        """a blockdev-create job is listed with the others, and can be dismissed"""
         self.begin()
         self.client.cmd("blockdev-create", job_id="make", options={
             "driver": "file", "filename": self.path("made"), "size": MIB})
@@ -77,7 +77,7 @@ class Command(JobCase):
             self.assertLessEqual(len(line), 100)
 
     def test_targets_that_are_no_files(self):
-        """aren't made files of that name in the folder of who asks"""
+        """names with a protocol are refused, instead of becoming files of that name in the current folder"""
         self.begin()
         for target in ('json:{"driver": "raw"}', "ssh://host/disk", "a:b"):
             done = self.qimg("mirror", target, "--format=raw", code=1, cwd=self.dir)
@@ -90,7 +90,7 @@ class Command(JobCase):
         self.expect_content(self.path("a:b"), "raw")
 
     def test_watching_ends_with_the_job(self):
-        """its exit status is the job's"""
+        """--watch ends with the job, with an exit status that tells its result"""
         self.begin()
         for speed, code, said in (("0", 0, ""), ("64k", 1, "qimg: j: cancelled\n")):
             watcher = self.watch("mirror", self.path("t.raw"), "--job-id=j", "--watch", "--output=json",
@@ -127,7 +127,7 @@ class Command(JobCase):
         self.assertTrue(out.endswith(b"j: completed\r\n"), out)
 
     def test_what_a_job_that_is_ready_waits_for(self):
-        """is said once"""
+        """how a ready job can be ended is printed once"""
         self.begin()
         self.mirror(job_id="j")
         self.ready()
@@ -142,7 +142,7 @@ class Command(JobCase):
         self.assertNotIn("'complete j'", out)
 
     def test_ctrl_c(self):
-        """ends the watching, and the user is told that it ends nothing else"""
+        """Ctrl-C only ends the watching, and a message says that the job goes on"""
         self.begin()
         self.mirror(job_id="j", speed=64 * KIB)
         watcher = self.watch("watch", "j")
@@ -153,7 +153,7 @@ class Command(JobCase):
         self.assertEqual(self.job()["status"], "running")
 
     def test_a_narrow_terminal(self):
-        """shows what it has room for, and stays on its line"""
+        """the progress bar fits into one line of a narrow terminal"""
         for width in 5, 20, 40, 50:
             with self.part(width=width):
                 JobCase.setUp(self)
@@ -175,7 +175,7 @@ class Command(JobCase):
                 self.assertLess(max(len(line) for line in shown), width)
 
     def test_a_target_called_otherwise(self):
-        """isn't made raw without a word"""
+        """a new target whose name ends in another format's suffix isn't silently made raw"""
         self.begin()
         for fmt in "qcow2", "qed":
             target = self.path(f"new.{fmt}")
@@ -205,7 +205,7 @@ class Command(JobCase):
         self.assertIn("no job 'drive0'", self.qimg("watch", "drive0", code=1).stderr)
 
     def test_a_job_that_was_cancelled(self):
-        """isn't taken for one that did what it was asked for"""
+        """a cancelled job isn't reported as completed"""
         self.begin()
         self.mirror(job_id="j", auto_dismiss=False)
         self.ready()

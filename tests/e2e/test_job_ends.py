@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How jobs end when their target doesn't play along, and what is told of it: a job that says it is
-completed has done what it was asked for."""
+"""How jobs end when their target fails or hangs, and what they report: a job that reports success has
+done its work."""
 
 import contextlib
 import errno
@@ -17,17 +17,17 @@ from test_mirror import MirrorCase
 
 @parametrised
 class DeadTarget(MirrorCase):
-    """a target that went away, or hangs, while nothing was to be written to it"""
+    """the target goes away or hangs while the job has nothing to write to it"""
 
     def alive(self):
-        """Clients are served from the source, and always were."""
+        """Clients must still be served from the source, with the right content."""
         self.same(bytes(self.disk.pread(self.SIZE, 0)), "the disk")
         self.write(MIB, b"goes on" * 100)
         self.disk.flush()
         self.assertEqual(self.client.cmd("query-block")[0]["inserted"]["file"], self.image)
 
     def script(self, can_flush, flush="true"):
-        """A target that swallows what is written to it."""
+        """Starts a target that discards all writes.  flush: the shell command that it runs for a flush."""
         path = self.path("script")
         with open(path, "w", encoding="ascii") as script:
             script.write(f"""#!/bin/sh
@@ -47,7 +47,7 @@ class DeadTarget(MirrorCase):
                                              ("kill", "complete", False))}
 
     def check_idle(self, how, verb, flushes):
-        """M-05: the job fails, and nobody else notices"""
+        """M-05: the job fails, and clients aren't affected"""
         self.begin()
         target = self.memory() if flushes else self.script(False)
         self.mirror(target.uri, auto_finalize=verb != "finalize", mode="existing")
@@ -65,7 +65,7 @@ class DeadTarget(MirrorCase):
         self.source_is_good()
 
     def test_a_target_that_comes_back(self):
-        """the user mends what is wrong, and the switch takes place"""
+        """the target is restarted and the job resumed: the switch takes place"""
         self.begin()
         path = self.path("target.raw")
         with open(path, "wb") as file:
@@ -86,7 +86,7 @@ class DeadTarget(MirrorCase):
         self.same(target.content())
 
     def test_a_forced_cancel_while_it_waits(self):
-        """for the answer of a target that is about to be served from"""
+        """the job waits for the target before it switches to it, and is cancelled by force"""
         self.begin()
         target = self.memory()
         self.mirror(target.uri)
@@ -99,10 +99,11 @@ class DeadTarget(MirrorCase):
         self.source_is_good()
 
     def test_it_hangs_with_clients_held_back(self):
-        """at the last flush: they are let go, and the job fails"""
+        """the target hangs in the last flush before the switch, while clients are held back: a forced cancel lets them
+        go on"""
         self.begin()
         count = self.path("count")
-        # The first flush is that of READY, the second that before clients are held back.
+        # The first flush comes before READY, the second one before clients are held back.
         target = self.script(True, f"echo >> {count}; sleep $(sed -n $(wc -l < {count})p {count}.naps)")
         with open(f"{count}.naps", "w", encoding="ascii") as naps:
             naps.write("0\n1\n60\n")
@@ -123,13 +124,13 @@ class DeadTarget(MirrorCase):
 
 
 class AfterAPivot(MirrorCase):
-    """the server that has the disk now goes away, and comes back"""
+    """after the pivot the server that now has the disk goes away and comes back"""
 
     def pivoted(self):
         path = self.path("target.raw")
         with open(path, "wb") as file:
             file.truncate(self.SIZE)
-        # What isn't flushed is lost when the server is killed.
+        # With this filter a killed server loses what wasn't flushed.
         target = self.peer("--filter=cache", "file", path, "cache=writeback")
         self.mirror(target.uri, mode="existing")
         self.ready()
@@ -137,7 +138,7 @@ class AfterAPivot(MirrorCase):
         return target
 
     def test_nothing_is_lost(self):
-        """M-06: all was flushed: clients wait a while, and notice nothing"""
+        """M-06: everything was flushed: clients wait until the server is back, and get no error"""
         self.begin()
         target = self.pivoted()
         for _ in range(3):
@@ -172,7 +173,7 @@ class AfterAPivot(MirrorCase):
         self.expect_content(self.path("target.raw"), "raw")
 
     def test_requests_in_flight(self):
-        """are made again"""
+        """requests in flight are sent again to the restarted server"""
         self.begin()
         target = self.pivoted()
         target.freeze()
@@ -191,7 +192,7 @@ class AfterAPivot(MirrorCase):
         self.server.stop()
 
     def test_it_stays_away(self):
-        """requests fail when that has taken too long, and succeed when it is back after all"""
+        """requests fail after a timeout, and succeed when the server is back"""
         self.begin()
         target = self.pivoted()
         target.kill()
@@ -205,7 +206,7 @@ class AfterAPivot(MirrorCase):
 
 
 class Daemon:
-    """qemu-storage-daemon with a disk and a target, on whose monitor the same jobs are run."""
+    """A qemu-storage-daemon with a disk and a target, which runs the same jobs."""
 
     def __init__(self, case):
         folder = tempfile.mkdtemp(prefix="q", dir=case.dir)
@@ -222,7 +223,7 @@ class Daemon:
         case.addCleanup(self.client.close)
 
     def connect(self, control):
-        """Its monitor has one client at a time: no connection is made only to look."""
+        """The monitor serves one client at a time, so the first connection that succeeds is kept."""
         with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
             self.client = Qmp(control)
         return self.client
@@ -234,7 +235,7 @@ class Daemon:
 
 @parametrised
 class AsQemu(MirrorCase):
-    """the same commands on both: the same events in the same order, and the same state at the end"""
+    """the same commands to qimg and QEMU give the same events in the same order, and the same states"""
 
     manual, shown = {"auto_finalize": False}, {"auto_dismiss": False}
     ready, pending, end = "BLOCK_JOB_READY", "BLOCK_JOB_PENDING", "concluded"
@@ -263,7 +264,7 @@ class AsQemu(MirrorCase):
     }
 
     def check_story(self, arguments, *steps):
-        """M-37: as QEMU's daemon tells it"""
+        """M-37: the same events and states as QEMU's daemon has"""
         self.begin()
         ours = self.play(self.client, "drive-mirror", {"target": self.path("target.raw"), **arguments}, steps)
         daemon = Daemon(self)
@@ -272,7 +273,8 @@ class AsQemu(MirrorCase):
         self.server.stop()
 
     def play(self, client, command, arguments, steps):
-        """What was told, and shown of the job where the story waits for something."""
+        """Runs the job and its steps: a step is a command, or an event or state to wait for.  Returns the events, and
+        how queries show the job while it is pending or concluded."""
         heard, client.events = [], []
         client.cmd(command, job_id="job", device="drive0", sync="full", **arguments)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a mirror can be made to, and what of a job is left."""
+"""What can be the target of a mirror, and what a job leaves behind."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ from test_mirror import MirrorCase
 
 
 class Refused(MirrorCase):
-    """what can't be a target, and says why"""
+    """targets that are refused, with the reason"""
 
     def refused(self, words, target, **arguments):
         before = set(os.listdir(self.dir))
@@ -22,7 +22,7 @@ class Refused(MirrorCase):
         self.assertEqual(set(os.listdir(self.dir)), before, "a file is left")
 
     def test_the_servers_own_export(self):
-        """on a Unix socket, and on a port"""
+        """the server's own export, on a Unix socket and on a port"""
         self.begin()
         self.refused("export of this server", self.server.uri)
         self.source_is_good()
@@ -76,7 +76,7 @@ class Refused(MirrorCase):
             self.same(target.read())
 
     def test_what_a_target_names(self):
-        """is opened as far as the server's rule for images lets it (M-51)"""
+        """references= also restricts the backing file that an existing target names (M-51)"""
         secret, folder = pathlib.Path(self.path("secret")), pathlib.Path(self.path("folder"))
         secret.write_bytes(b"secret" * (self.SIZE // 6))
         folder.mkdir()
@@ -93,7 +93,7 @@ class Refused(MirrorCase):
         self.pivot()
 
     def test_a_data_file(self):
-        """of the disk, also under another name, and as that of the target"""
+        """the disk's external data file, under its own name, by a hard link, or as the data file of the target"""
         data, other = self.path("data"), self.path("other.data")
         self.image = create(self.path("external.qcow2"), "qcow2", self.SIZE, options=f"data_file={data},data_file_raw=on")
         self.content = bytearray(self.rng.randbytes(self.SIZE))
@@ -121,7 +121,7 @@ class Refused(MirrorCase):
         self.source_is_good()
 
     def test_what_is_left_of_a_job_that_is_shown(self):
-        """M-10: one thread, and none of its buffers"""
+        """M-10: a concluded job that is still listed has at most one thread, and no buffers"""
         self.begin()
         tasks, before = f"/proc/{self.server.process.pid}/task", None
         for number in range(4):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The verbs by which today's libvirt and Proxmox steer jobs, and the words that they look for in answers: M-50."""
+"""The commands by which current libvirt and Proxmox control jobs, and the texts that they look for in replies.  M-50"""
 
 from harness import KIB, MIB, SEED, wait_until
 from test_mirror import MirrorCase
@@ -8,7 +8,7 @@ from writers import Writers
 
 class Verbs(MirrorCase):
     def test_a_mirror_by_its_id(self):
-        """every verb of job-*, in the order of a mirror that pivots; M-37"""
+        """all job-* commands, in the order of a mirror that pivots; M-37"""
         self.begin()
         self.mirror(speed=MIB, auto_finalize=False, auto_dismiss=False)
         self.client.cmd("job-pause", id="job")
@@ -28,17 +28,17 @@ class Verbs(MirrorCase):
         self.assertEqual(self.client.cmd("query-block")[0]["inserted"]["file"], self.path("target.raw"))
 
     def test_job_cancel_is_by_force(self):
-        """where block-job-cancel would leave a copy in order"""
+        """job-cancel of a ready mirror discards the copy, unlike block-job-cancel"""
         self.begin()
         self.mirror()
         self.ready()
-        self.client.cmd("job-pause", id="job")  # so that it can't have ended before
+        self.client.cmd("job-pause", id="job")  # so that the job can't end before the cancel
         self.client.event("JOB_STATUS_CHANGE", id="job", status="standby")
         self.client.cmd("job-cancel", id="job")
         self.client.event("BLOCK_JOB_CANCELLED", device="job")
 
     def test_what_tools_look_for(self):
-        """classes and words, as QEMU has them"""
+        """error classes and texts are QEMU's"""
         self.begin()
         for verb in ("cancel", "complete", "pause", "resume", "finalize", "dismiss"):
             self.fails("GenericError", self.client, f"job-{verb}", "^Job not found$", id="other")
@@ -55,7 +55,7 @@ class Verbs(MirrorCase):
         self.fails("GenericError", self.client, "job-complete", "Parameter 'device' is unexpected", device="one")
 
     def test_change(self):
-        """background, then write-blocking, then back, under writers; the target is a copy each time"""
+        """copy_mode changes from background to write-blocking and back while clients write; the target is a copy"""
         self.begin()
         target = self.mirror(granularity=4 * KIB)
         self.ready()
@@ -65,7 +65,7 @@ class Verbs(MirrorCase):
             for mode in ("write-blocking", "background", "write-blocking"):
                 self.client.cmd("block-job-change", id="job", type="mirror", copy_mode=mode)
                 writers.some(40)
-            self.client.cmd("block-job-change", id="job", type="mirror", copy_mode="write-blocking")  # as it is
+            self.client.cmd("block-job-change", id="job", type="mirror", copy_mode="write-blocking")  # no change
             wait_until(lambda: self.job()["actively-synced"], 20, "synced")
         finally:
             self.content = writers.stop()
@@ -76,7 +76,7 @@ class Verbs(MirrorCase):
         self.expect_content(target, "raw")
 
     def test_no_place_left(self):
-        """the fifth mirror, which has to be in the background, can't be made write-blocking"""
+        """only four jobs can be write-blocking: a fifth mirror can't be changed to that"""
         self.begin()
         for number in range(5):
             self.mirror(f"t{number}.raw", job_id=f"j{number}")
@@ -96,7 +96,7 @@ class Verbs(MirrorCase):
 
 class Proxmox(MirrorCase):
     def test_a_move_to_another_host(self):
-        """as its older versions send it: nbd:unix:..., format nbd, zeroinit: for what is new"""
+        """as Proxmox's older versions send it: nbd:unix:..., with format nbd"""
         self.begin()
         target = self.memory()
         self.client.cmd("drive-mirror", job_id="job", device="drive0", sync="full", mode="existing", format="nbd",

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Jobs beside one another on one disk: mirrors that become the disk one after the other, backups that go on meanwhile,
-streams of what lies below.  M-59"""
+"""Several jobs on one disk at the same time: mirrors whose targets become the disk one after the other, backups that
+go on meanwhile, streams of layers below.  M-59"""
 
 import os
 import pathlib
@@ -24,7 +24,7 @@ class Mirrors(BitmapCase):
     TIMEOUT = 1000
 
     def test_one_by_one(self):
-        """each in its turn is the disk; the last image that was left is what the disk was then"""
+        """each target becomes the disk in turn; the image that was the disk before is the disk of that moment"""
         for number in range(ROUNDS):
             with self.subTest(round=number):
                 self.one(random.Random(f"{SEED} {number}"), number)
@@ -44,7 +44,7 @@ class Mirrors(BitmapCase):
                                            granularity=rng.choice([4 * KIB, 64 * KIB, MIB])), fmt)
                 if rng.random() < 0.5:
                     writers.some(10)
-            if rng.random() < 0.5:  # it needn't be ready
+            if rng.random() < 0.5:  # the third mirror may still be copying when the first completes
                 self.client.cmd("block-job-set-speed", device=jobs[2], speed=MIB)
             last = None
             for job in jobs:
@@ -75,7 +75,7 @@ class Mirrors(BitmapCase):
             self.client.event("BLOCK_JOB_READY", device=job, timeout=60)
 
     def test_one_that_is_paused(self):
-        """goes along, and keeps the old image until it looks; then nobody has it"""
+        """a paused mirror follows the disk to its new image, and keeps the old one open until it is resumed"""
         self.begin()
         for job in ("one", "two"):
             self.mirror(f"{job}.raw", job_id=job, granularity=4 * KIB)
@@ -91,12 +91,12 @@ class Mirrors(BitmapCase):
         self.client.event("JOB_STATUS_CHANGE", id="two", status="null")
         self.write(0, b"last")
         self.assertEqual(self.top()["file"], self.path("two.raw"))
-        check(self.image, self.fmt)  # with its lock
+        check(self.image, self.fmt)  # without -U: the old image isn't locked any more
         self.server.stop()
         self.expect_content(self.path("two.raw"), "raw")
 
     def test_the_old_image_is_let_go(self):
-        """a mirror that goes on copies from the new one; the old one is closed soon, and cleanly"""
+        """a second mirror copies from the new image, and the old one is soon closed cleanly"""
         self.begin()
         for job in ("one", "two"):
             self.mirror(f"{job}.raw", job_id=job)
@@ -117,7 +117,7 @@ class Backups(TogetherCase, BitmapCase):
     TIMEOUT = 1000
 
     def test_the_disk_moves_meanwhile(self):
-        """the copy and what readers see are still the point; the bitmap says what was changed since"""
+        """the disk moves during a backup: copy and view stay at the frozen point; the bitmap has all later changes"""
         for number in range(ROUNDS):
             with self.subTest(round=number):
                 self.one(random.Random(f"{SEED} b{number}"), number)
@@ -163,7 +163,7 @@ class Backups(TogetherCase, BitmapCase):
         check(self.image, self.fmt)
 
     def test_a_target_that_hangs(self):
-        """is waited for by its own job alone: others begin, end and move the disk, and clients go on"""
+        """only its own job waits for a target that hangs: others start, end and move the disk, and clients go on"""
         self.begin()
         hung = self.memory("--filter=delay", "delay-write=50ms")
         self.transact(self.action(hung.uri, job="hung", mode="existing"))
@@ -188,7 +188,8 @@ class Backups(TogetherCase, BitmapCase):
         self.expect_content(self.path("t.raw"), "raw")
 
     def test_a_reader_that_hangs(self):
-        """the end of what it reads waits for it: a mirror that is to complete doesn't hold clients back for that"""
+        """a client hangs in a read of a view: the backup's end waits for it, but a mirror that can't complete because
+        of it doesn't hold clients back"""
         log, switch = pathlib.Path(self.path("log")), self.path("switch")
         base = self.peer("--filter=log", "--filter=pause", "pattern", str(self.SIZE), f"logfile={log}",
                          f"pause-control={switch}")
@@ -226,14 +227,14 @@ class Backups(TogetherCase, BitmapCase):
         self.assertRegex(event["data"]["error"], "a client reads|is busy")
         reader.poll(0)
         self.assertFalse(reader.aio_command_completed(read), "it was waited for")
-        self.write(2 * MIB, bytes(64 * KIB))  # a whole cluster: nothing is read
+        self.write(2 * MIB, bytes(64 * KIB))  # a whole cluster, so that nothing is read from below
 
 
 class Streams(StreamCase, TogetherCase):
     TIMEOUT = 1000
 
     def test_beside_copies(self):
-        """layers are taken out below a disk that is copied twice"""
+        """streams remove layers below a disk while a backup and a mirror copy it"""
         for number in range(ROUNDS):
             with self.subTest(round=number):
                 self.one(number)
@@ -268,7 +269,7 @@ class Streams(StreamCase, TogetherCase):
         self.good()
 
     def test_a_point_below_the_disk(self):
-        """the images that a backup reads below an overlay aren't taken out before it has ended"""
+        """images below an overlay that a backup reads can't be removed by a stream until the backup has ended"""
         self.chain()
         self.begin()
         then = bytes(self.content)
@@ -287,7 +288,7 @@ class Streams(StreamCase, TogetherCase):
         self.good()
 
     def test_an_image_that_is_kept(self):
-        """a backup may read what a mirror has replaced: a stream says so before it begins"""
+        """a backup still reads the image that a mirror has replaced: a stream is refused until then"""
         self.chain()
         self.begin()
         self.client.cmd("drive-backup", job_id="b", device="drive0", target=self.path("b.raw"), sync="full", format="raw", speed=64 * KIB)
@@ -308,7 +309,7 @@ class Streams(StreamCase, TogetherCase):
         self.good()
 
     def test_refused(self):
-        """who takes images out has them to himself, and what is about to be replaced gets no job"""
+        """jobs that remove images can't run together, and a mirror can't complete while such a job runs"""
         self.chain()
         self.begin()
         self.mirror(speed=64 * KIB)

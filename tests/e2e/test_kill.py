@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""kill -9 while eight requests are in flight; then every sector is looked at.
+"""kill -9 while eight requests are in flight; then every sector is checked.
 
-Each sector that is written says where it belongs and which request wrote it.  After the crash a
-sector must be at least as new as the last flush (or its own FUA write) made durable, never newer
-than what was sent, and never anything else.  The image is repaired by `qemu-img check -r all` or
-by the server itself, in turn, and goes on into the next round.
+Each sector that is written contains its own number and the number of the request.  After the crash a
+sector must be at least as new as the last flush (or its own FUA write) made durable, not newer than
+the last request sent, and never anything else.  The image is repaired by `qemu-img check -r all` and
+by the server itself, in turn, and is used in the next round.
 
 Requirements: Q-10, Q-14 to Q-16, L-04 to L-06, V-04.  QIMG_ROUNDS: rounds per format (10).
 """
@@ -24,17 +24,17 @@ SIZE = 24 * MIB
 SECTORS = SIZE // SECTOR
 IN_FLIGHT = 8
 STAMP = struct.Struct("<QQ")
-NOTHING, BACKING = 0, 1  # what a sector of zeroes, and one of the backing file, says
+NOTHING, BACKING = 0, 1  # the stamps of a sector of zeroes and of one of the backing file
 GONE = {errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ESHUTDOWN, errno.ECANCELED, errno.EBADF}
 
 
 def stamped(sector, stamp):
-    """A sector that says where it belongs and who wrote it."""
+    """The content of a sector: its offset and the stamp of the request that wrote it."""
     return STAMP.pack(sector * SECTOR, stamp) * (SECTOR // STAMP.size)
 
 
 def read_stamp(sector, data):
-    """Who wrote a sector; None for garbage."""
+    """The stamp in a sector; None for garbage."""
     if not any(data):
         return NOTHING
     stamp = STAMP.unpack_from(data)[1]
@@ -42,34 +42,34 @@ def read_stamp(sector, data):
 
 
 class History:
-    """What each sector may read as after a crash, oldest first, as (request, stamp).
+    """The versions that each sector may have after a crash, oldest first, as (request, stamp).
 
     Requests in flight never overlap, so the requests on one sector have an order."""
 
     def __init__(self, stamp):
         self.possible = [[(0, stamp)] for _ in range(SECTORS)]
-        self.answered = {}  # sector -> the request up to which the next flush settles it
+        self.answered = {}  # sector -> the last answered request, which the next flush makes durable
 
     def sent(self, sectors, request, stamp):
         for sector in sectors:
             self.possible[sector].append((request, stamp))
 
     def done(self, sectors, request, durable):
-        """Answered.  (Not for trims: they may leave things as they were.)"""
+        """The request was answered.  Not called for trims, which may leave sectors unchanged."""
         for sector in sectors:
             self.answered[sector] = request
         if durable:
             self.settle(dict.fromkeys(sectors, request))
 
     def settle(self, until):
-        """Nothing older than these requests is possible any more."""
+        """Sectors can't be older than these requests any more.  until: sector -> request."""
         for sector, request in until.items():
             versions = self.possible[sector]
             while versions[0][0] < request:
                 versions.pop(0)
 
     def judge(self, data):
-        """The complaints about a disk; adopts it as what is now."""
+        """Returns the errors in a disk; its content is the start of the next round."""
         complaints = []
         for sector, versions in enumerate(self.possible):
             got = read_stamp(sector, data[sector * SECTOR:(sector + 1) * SECTOR])
@@ -87,12 +87,12 @@ class Client:
     def __init__(self, server, history, rng, first_request):
         self.handles = [server.connect(), server.connect()]
         self.history, self.rng, self.request = history, rng, first_request
-        self.busy = {}  # request -> its sectors
+        self.busy = {}  # request in flight -> its sectors
         self.counts = {"sent": 0, "answered": 0, "flushes": 0}
         self.unexpected = []
 
     def choose(self):
-        """A run of sectors that no request in flight has."""
+        """A random range of sectors that no request in flight uses."""
         while True:
             count = self.rng.choice((1, 1, 3, 8, 16, self.rng.randint(1, 300), 128))
             region = SECTORS if self.rng.random() < 0.5 else SECTORS // 8
@@ -104,7 +104,7 @@ class Client:
                 return sectors
 
     def answer(self, request, settle):
-        """The callback of a request; settle() notes what its success means."""
+        """The callback of a request; settle() records its success in the history."""
         def callback(error):
             del self.busy[request]
             if error.value == 0:
@@ -179,13 +179,13 @@ class Rounds(Case):
     TIMEOUT = 600
 
     def base(self):
-        """A raw file that says of each sector that it is the backing file's."""
+        """A raw file whose sectors have the stamp of the backing file."""
         base = self.path("base.raw")
         pathlib.Path(base).write_bytes(b"".join(stamped(sector, BACKING) for sector in range(SECTORS)))
         return base
 
     def rounds(self, fmt, options="", keys=(), backing=False, leaks=True, consistent=False):
-        """An image that is empty, or shows its backing file."""
+        """Rounds on a new image that is empty, or shows its backing file."""
         image = create(self.path("disk"), fmt, SIZE, options, self.base() if backing else None, "raw")
         self.rounds_on(image, fmt, BACKING if backing else NOTHING, keys, leaks, consistent)
 
@@ -193,13 +193,13 @@ class Rounds(Case):
         check(image, fmt, allow_leaks=leaks)
 
     def repaired(self, image, fmt):
-        """The disk, once QEMU has repaired the image."""
+        """Repairs the image by QEMU; returns the disk's content."""
         repair(image, fmt)
         return content(image, fmt)
 
     def rounds_on(self, image, fmt, stamp, keys=(), leaks=True, consistent=False, rounds=ROUNDS):
-        """So many times: serve, write, kill, repair, judge.  stamp: what the sectors say at first;
-        leaks: may be left by a repair; consistent: an image that needs no repair at any time."""
+        """`rounds` times: serve, write, kill, repair, judge.  stamp: that of all sectors at the beginning; leaks: a
+        repair may leave leaks; consistent: the image never needs a repair."""
         history = History(stamp)
         request, answered, flushes, repairs = 1, 0, 0, self.accepts("repair=auto")
         for number in range(rounds):
@@ -238,13 +238,13 @@ class KillQed(Rounds):
 
 class KillQedBacking(Rounds):
     def test_qed_with_backing_file(self):
-        """Q-16: no NEED_CHECK; at no time an error, and no sector of the backing file lost."""
+        """Q-16: NEED_CHECK is never set, there are no errors at any time, and no sector of the backing file is lost."""
         self.rounds("qed", "cluster_size=16k,table_size=2", backing=True, consistent=True)
 
 
 class KillQcow2(Rounds):
     def test_qcow2(self):
-        """Eager refcounts: at no time more than leaks."""
+        """Eager refcounts: at any time leaks are the only errors."""
         self.rounds("qcow2", "cluster_size=4k", consistent=True)
 
 
@@ -280,7 +280,7 @@ class KillVolatile(Rounds):
 
 
 class Fua(Case):
-    """Each kind of request that asks for durability, and nothing after it but kill -9."""
+    """Each kind of request with FUA, and kill -9 right after its reply."""
 
     def check_kind(self, fmt, kind):
         image = create(self.path("disk"), fmt, 16 * MIB)

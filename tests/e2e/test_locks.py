@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""lock=on: image locks as QEMU's, so that its tools and ours refuse each other as QEMU's refuse
-themselves.
+"""lock=on: image locks compatible with QEMU's, so that QEMU's tools and ours exclude each other like
+QEMU's tools among themselves.
 
-The judge is QEMU: what two of its processes do to each other, one that holds an image and one
-that wants it, ours must do in its place, on either side and on both.
+The judge is QEMU: the outcome between two of its processes, one that has an image open and one that
+wants to open it, must be the same when one of them, or both, are ours.
 """
 
 import fcntl
@@ -21,12 +21,12 @@ from harness import *
 
 SIZE = 4 * MIB
 FORMATS = ("qcow2", "qed", "raw")
-F_OFD_GETLK, F_OFD_SETLK = 36, 37  # of Linux; Python has no names for them yet
+F_OFD_GETLK, F_OFD_SETLK = 36, 37  # Linux's values; older versions of Python have no names for them
 DAEMON = shutil.which("qemu-storage-daemon")
 
 
 class Holders(Case):
-    """Who holds an image: servers of either kind.  Each is ended by end()."""
+    """Starts servers that hold an image open: ours and QEMU's.  end() ends them."""
 
     def setUp(self):
         super().setUp()
@@ -41,7 +41,7 @@ class Holders(Case):
         self._end_servers()
 
     def spawn(self, *argv):
-        """A QEMU process that serves, with its image opened: only then it says who it is."""
+        """Starts a server of QEMU and waits for its pid file, which it writes when it has opened the image."""
         pidfile = self.path("pid")
         if os.path.exists(pidfile):
             os.unlink(pidfile)
@@ -75,7 +75,7 @@ class Holders(Case):
     def overlay(self, image, fmt):
         return create(self.path("overlay"), "qcow2", SIZE, "", image, fmt)
 
-    # ours, and QEMU's, of each kind
+    # One of each kind, ours and QEMU's.
 
     def our_writer(self, image, fmt):
         self.serve(image, "writable=now", f"format={fmt}", fmt=fmt)
@@ -98,7 +98,7 @@ class Holders(Case):
 
 @unittest.skipIf(STANDIN, "needs the plugin")
 class Matrix(Holders):
-    """Every kind of holder, and every kind of seeker."""
+    """Every kind of process that holds an image, and every kind that wants it."""
 
     TIMEOUT = 300
 
@@ -109,7 +109,7 @@ class Matrix(Holders):
         return "refused" if re.search("lock", done.stderr + done.stdout) else f"failed: {done.stderr}"
 
     def server_outcome(self, start):
-        """Of a server that is started, and ended again."""
+        """The outcome of the start of a server."""
         try:
             start()
             return "has it"
@@ -176,8 +176,8 @@ class Matrix(Holders):
                         self.assertEqual(self.outcomes(holder, seekers, fmt), expected)
 
     def test_raw(self):
-        """QEMU's tools let others write to a raw image that they read or write.  Ours hold it as
-        they hold any other: two writers never meet, and no backing file changes."""
+        """QEMU's tools let others write to a raw image that they use.  Ours lock it like any other image: there is
+        only one writer, and no backing file changes."""
         for kind in ("writer", "reader", "overlay"):
             with self.part(kind=kind, holder="ours, and our tools"):
                 strict = self.outcomes(f"our_{kind}", self.our_outcomes, "qcow2")
@@ -240,7 +240,7 @@ class Life(Holders):
                 wait_until(lambda: self.writes(image), 30, "the end of the lock")
 
     def test_the_first_writer_takes_it(self):
-        """until then others may read; and keeps it when it is gone"""
+        """until the first writer connects others may read; the lock stays when that client leaves"""
         image = self.image()
         server = self.serve(image)
         self.assertTrue(self.reads(image))
@@ -255,8 +255,8 @@ class Life(Holders):
 
     @staticmethod
     def held(image):
-        """The lock bytes that the server has, as another process sees them: 100 + n, it uses permission n;
-        200 + n, nobody else may (0 read, 1 write, 3 resize)."""
+        """The lock bytes that the server holds, as another process sees them.  100 + n: it uses permission n;
+        200 + n: nobody else may use it (0 read, 1 write, 3 resize)."""
         with open(image, "rb+") as file:
             def is_held(byte):
                 asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
@@ -264,7 +264,7 @@ class Life(Holders):
             return {byte for base in (100, 200) for byte in range(base, base + 5) if is_held(byte)}
 
     def test_the_bytes_of_each_level(self):
-        """a reader lets nobody write or resize; who can't become a writer is a reader again"""
+        """a reader excludes writing and resizing; a server that can't get the writer's lock keeps the reader's"""
         reader, writer = {100, 201, 203}, {100, 101, 103, 201, 203}
         for fmt in FORMATS:
             with self.part(fmt=fmt):
@@ -274,7 +274,7 @@ class Life(Holders):
                 server.stop()
                 server = self.serve(image, f"format={fmt}")
                 self.assertEqual(self.held(image), reader)
-                with open(image, "rb") as other:  # another reader, who denies writing
+                with open(image, "rb") as other:  # another reader, which excludes writers
                     denies = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 201, 1, 0)
                     fcntl.fcntl(other, F_OFD_SETLK, denies)
                     with self.assertRaises(nbd.Error):
@@ -286,7 +286,7 @@ class Life(Holders):
                 self.assertEqual(self.held(image), set())
 
     def test_a_reader_comes_before_the_first_writer(self):
-        """the connection is refused, and the next one after the reader is gone isn't"""
+        """while another program reads, the first writable connection is refused; later it succeeds"""
         image = self.image()
         server = self.serve(image)
         self.qemu_reader(image, "qcow2")
@@ -300,7 +300,7 @@ class Life(Holders):
         server.stop()
 
     def test_a_writer_was_there_before(self):
-        """nbdkit doesn't start; whatever kind of client is to come"""
+        """while another program writes, nbdkit doesn't start, not even read-only"""
         for start in (self.qemu_writer, *([self.daemon_writer] if DAEMON else [])):
             for keys, options in ((["writable=now"], ()), ([], ()), ([], ["-r"])):
                 with self.part(holder=start.__name__, keys=keys, options=options):
@@ -314,7 +314,7 @@ class Life(Holders):
 
     @unittest.skipUnless(DAEMON, "needs qemu-storage-daemon")
     def test_storage_daemon(self):
-        """qemu-storage-daemon as the one who wants it"""
+        """qemu-storage-daemon as the process that wants the image"""
         image = self.image()
         server = self.serve(image, "writable=now")
         for writable in (True, False):
@@ -329,7 +329,7 @@ class Life(Holders):
         self.assertEqual(server.connect().pread(4, 0), bytes(4))
 
     def test_lock_off(self):
-        """neither takes a lock nor looks for one"""
+        """with lock=off the server neither takes locks nor checks for them"""
         for fmt in FORMATS:
             with self.part(fmt=fmt):
                 image = self.image(fmt)
@@ -344,8 +344,7 @@ class Life(Holders):
                 self.end()
 
     def test_the_whole_chain(self):
-        """Backing files of backing files can be read by others, not written; with lock=off they
-        can."""
+        """Others can read all layers below the image, but not write to them; with lock=off they can do both."""
         base = self.image()
         middle = create(self.path("middle"), "qcow2", SIZE, "", base, "qcow2")
         top = create(self.path("top"), "qcow2", SIZE, "", middle, "qcow2")
@@ -355,7 +354,7 @@ class Life(Holders):
                 self.assertTrue(self.reads(layer))
                 self.assertEqual(self.writes(layer), free)
             server.stop()
-        # and a backing file that is being written to isn't used as one
+        # An image with a backing file that another program writes to is refused.
         self.qemu_writer(base, "qcow2")
         self.refused(top, words=["base|disk", "lock"], name=False)
 

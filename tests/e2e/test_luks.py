@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""LUKS containers as images of their own: made and read by QEMU's tools and by ours, served, described;
-and such as somebody has tampered with."""
+"""The format luks (LUKS containers): made and read by QEMU's tools and by ours, served, described; and
+containers that were tampered with."""
 
 import json
 import os
@@ -15,13 +15,13 @@ from qmp import Qmp
 from writers import Writers
 
 SIZE = 8 * MIB
-PAYLOAD = 104  # where the header says in which sector the disk begins
-MATERIAL = 208 + 40  # the same of slot 0's key material
+PAYLOAD = 104  # offset of the field with the disk's first sector
+MATERIAL = 208 + 40  # offset of the field with the first sector of slot 0's key material
 CIPHERS = ["", "cipher-alg=aes-128,cipher-mode=cbc,ivgen-alg=essiv,ivgen-hash-alg=sha256", "cipher-alg=aes-256,hash-alg=sha1"]
 
 
 class Luks(Case):
-    made = {}  # by tool and options: qemu-img takes seconds for one
+    made = {}  # (tool, options) -> bytes: a cache, because qemu-img takes seconds to make one
 
     def make(self, options="", tool="qemu-img"):
         path = self.path("disk.luks")
@@ -48,7 +48,7 @@ class Luks(Case):
         return self.serve(path, f"passphrase={PASSPHRASE}", *keys)
 
     def random_requests(self, path, seed):
-        """On what QEMU reads there; and it reads what came of it."""
+        """Random requests; QEMU must read the content before and after them."""
         model = Model(self.content(path))
         server = self.open(path)
         exercise([server.connect() for _ in range(3)], model, random.Random(seed), 150)
@@ -62,7 +62,7 @@ class Luks(Case):
                     self.random_requests(self.make(options, tool=tool), seed)
 
     def test_many_writers(self):
-        """None of eight, whose requests share sectors at no byte but meet inside of them."""
+        """Eight writers whose ranges don't overlap, but end inside of shared sectors: no write is lost."""
         path = self.make()
         server = self.open(path)
         writers = Writers(server, bytearray(self.content(path))[:SIZE - 100], "luks", 8)
@@ -72,7 +72,7 @@ class Luks(Case):
         self.assertEqual(self.content(path)[:len(wanted)], bytes(wanted))
 
     def test_an_overlay(self):
-        """With passphrase.1 for what lies below."""
+        """An overlay of a container, opened with passphrase.1."""
         below, top = self.make(), self.path("top.qcow2")
         run("qemu-io", *SECRET, "--image-opts", self.opts(below), "-c", "write -q -P 7 100000 300000")
         create(top, "qcow2", SIZE, backing=below, backing_fmt="luks")
@@ -83,7 +83,7 @@ class Luks(Case):
         self.assertEqual(handle.pread(20, 100000), b"\7" * 5 + b"\1" * 10 + b"\7" * 5)
 
     def test_an_image_goes_on_top(self):
-        """And the container is frozen as it was."""
+        """After a snapshot the container is a backing file that doesn't change."""
         path, top = self.make(), self.path("top.qcow2")
         before = self.content(path)
         server = self.open(path, f"control={self.path('control')}")
@@ -97,7 +97,7 @@ class Luks(Case):
         self.assertEqual(handle.pread(6000, 0), before[:123] + b"\5" * 5000 + before[5123:6000])
 
     def test_converted(self):
-        """Also what is zero has to be written: a new container reads as noise."""
+        """convert writes zeroes, too, because a new container reads as noise."""
         source, target = create(self.path("source.qcow2"), "qcow2", SIZE), self.path("target.luks")
         run("qemu-io", "-c", f"write -q -P 3 {MIB} 100000", source)
         run(QIMG, "convert", *SECRET, "-O", "luks", "-o", "key-secret=s,iter-time=10", source, target)
@@ -126,7 +126,7 @@ class Luks(Case):
             self.assertFalse(os.path.exists(self.path("none")))
 
     def test_tampered_with(self):
-        """Each is refused before the server listens."""
+        """Impossible offsets in the header, and truncated headers, are refused before the server listens."""
         for what, off, value in (("payload past the end", PAYLOAD, 0xffffffff), ("payload over the header", PAYLOAD, 1),
                                  ("material past the end", MATERIAL, 0x7fffffff), ("material over the header", MATERIAL, 0)):
             with self.part(what=what):
@@ -140,7 +140,7 @@ class Luks(Case):
                 self.refused(path, f"passphrase={PASSPHRASE}")
 
     def test_cut_off(self):
-        """A disk without its end is as long as what is there; it ends with a whole sector."""
+        """The disk in a truncated container ends with the last whole sector that is there."""
         path = self.make()
         os.truncate(path, os.path.getsize(path) - MIB - 100)
         handle = self.open(path).connect()
@@ -151,7 +151,7 @@ class Luks(Case):
             handle.pread(512, handle.get_size())
 
     def test_killed(self):
-        """What was flushed is there."""
+        """After kill -9 everything that was flushed is there."""
         path = self.make()
         server = self.open(path)
         handle = server.connect()

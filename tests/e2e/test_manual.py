@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The manual pages and the programs tell of the same options and parameters."""
+"""The manual pages and the programs have the same options and parameters."""
 
 import pathlib
 import re
@@ -15,7 +15,7 @@ POD_OF_CONTROL = (ROOT / "server" / "qimg-control.pod").read_text(encoding="utf-
 
 
 def section(pod, title):
-    """What lies between a heading and the next of its level or above."""
+    """The text from a heading to the next one of the same or a higher level."""
     level = int(re.search(rf"^=head(\d) {re.escape(title)}$", pod, re.M)[1])
     tail = pod.split(f"=head{level} {title}\n", 1)[1]
     return re.split(rf"^=head[1-{level}] ", tail, maxsplit=1, flags=re.M)[0]
@@ -68,7 +68,7 @@ class Manual(Case):
         self.assertEqual(told, known)
 
     def test_every_parameter(self):
-        """nbdkit's help of the plugin begins each parameter's line with its name"""
+        """the plugin's parameters, from nbdkit's help, whose lines begin with a parameter's name"""
         done = run("nbdkit", PLUGIN, "--help", env=plugin_env())
         ours = done.stdout.split("plugin: qimg", 1)[1]
         known = set(re.findall(r"^\[?([a-z][a-z-]*)=", ours, re.M))
@@ -80,7 +80,7 @@ class Manual(Case):
         self.assertEqual(found, parameters_in_pod())
 
     def test_every_command_of_the_control_socket(self):
-        """M-22: and its arguments, as its schema has them"""
+        """M-22: every command and its arguments, as in the schema"""
         image = self.path("disk.raw")
         with open(image, "wb") as file:
             file.truncate(1 << 20)
@@ -97,13 +97,13 @@ class Manual(Case):
                 self.assertEqual(self.arguments_in_pod(command), arguments)
 
     def arguments(self, schema, command):
-        """those of each variant, too"""
+        """a command's arguments, including those of each variant"""
         takes = schema[schema[command]["arg-type"]]
         objects = [takes] + [schema[variant["type"]] for variant in takes.get("variants", [])]
         return {member["name"] for entity in objects for member in entity["members"]}
 
     def arguments_in_pod(self, command):
-        """the items of its section, but not those that describe what is returned"""
+        """the items of the command's section, without those that describe the returned value"""
         title = re.search(rf"^=head2 (.*\b{command}\b.*)$", POD_OF_CONTROL, re.M)[1]
         if command not in title.split(", "):
             title = command

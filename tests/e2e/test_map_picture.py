@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""qimg map --svg draws what qimg map tells."""
+"""qimg map --svg draws what qimg map prints."""
 
 import re
 import unittest
@@ -17,7 +17,7 @@ class Picture(Case):
         return ElementTree.fromstring(run(QIMG, "map", "--svg", *words).stdout)
 
     def rows(self, picture):
-        """(title, name, the bars that lie over the background) of each row, from the top"""
+        """(title, name, bars over the background) of each row, from the top; a bar is (x, width, colour)"""
         found = []
         for group in picture.findall(f"{SVG}g"):
             ground, *bars = group.findall(f"{SVG}rect")
@@ -43,7 +43,7 @@ class Picture(Case):
         self.close_to([(400, 100)], snapshot[2])
 
     def close_to(self, expected, bars):
-        """where bars begin and end, to a column; at an edge there may be a paler one"""
+        """The bars must begin and end at these columns, to within one: there may be a paler bar at an edge."""
         joined = []
         for x, width, _ in bars:
             if joined and joined[-1][1] == x:
@@ -63,7 +63,7 @@ class Picture(Case):
         self.assertEqual([text.text for text in picture.findall(f"{SVG}text")][1:3], ["32 MiB", "34 MiB"])
 
     def test_scattered(self):
-        """as small for many runs as for few, and paler where less is there"""
+        """the picture of many runs isn't large, and columns with little data are paler"""
         image = create(self.path("disk.qcow2"), "qcow2", "1T")
         fill(image, "qcow2", [(n << 33, b"x" * 4096) for n in range(128)])
         text = run(QIMG, "map", "--svg", image).stdout

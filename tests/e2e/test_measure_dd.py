@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""O-06: `qimg measure`, `dd` and `bench`: as qemu-img's, beside it."""
+"""O-06: `qimg measure`, `dd` and `bench` compared with qemu-img's."""
 
 import os
 import re
@@ -31,14 +31,14 @@ class Measure(SideBySide):
                    ("convert -O qcow2 -l snapshot.name=one a.qcow2 out", "out:qcow2", "qemu-img snapshot -c one a.qcow2",
                     "qemu-img convert -n -O qcow2 b.raw a.qcow2"),
                    ("convert -O qcow2 -l snapshot.id=1 a.qcow2 out", "out:qcow2", "qemu-img snapshot -c one a.qcow2"),
-                   # the first one's id is the second one's name
+                   # The second snapshot's name, "1", is the first one's id.
                    *[(f"convert -O raw -l {which} a.qcow2 out", "out:raw", "qemu-img snapshot -c one a.qcow2", "qemu-img convert -n -O qcow2 b.raw a.qcow2",
                       "qemu-img snapshot -c 1 a.qcow2") for which in ("1", "2", "snapshot.id=1", "snapshot.name=1")],
                    ("convert -O qcow2 -l two a.qcow2 out", "", "qemu-img snapshot -c one a.qcow2"), ("convert -l one a.raw out", ""),
                    ("convert -l snapshot.foo=1 a.qcow2 out", "")])
 
     def test_encrypted(self):
-        """containers, too: a header, and the whole disk"""
+        """the size of a LUKS container: its header and the whole disk"""
         key = "--object secret,id=s,data=abc"
         self.rows([(f"measure {key} --output={output} -O luks -o {options}key-secret=s {what}", "") for output in ("human", "json")
                    for options in ("", "cipher-alg=aes-128,", "cipher-mode=cbc,ivgen-alg=essiv,") for what in ("a.raw", "odd.raw", "--size 3G", "--size 1M")])
@@ -50,7 +50,7 @@ class Measure(SideBySide):
             "-O qcow2 -o cluster_size=3 a.raw", "-O qcow2 -o foo=1 a.raw", "--output=xml a.raw")])
 
     def test_what_is_measured_is_taken(self):
-        """A new image is never larger than what was said."""
+        """A new image is never larger than the measured size."""
         image = self.path("a")
         with open(image, "wb") as file:
             file.truncate(64 * MIB)

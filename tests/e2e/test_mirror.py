@@ -19,7 +19,7 @@ from test_control import JobCase
 from writers import Writers
 
 ROUNDS = int(os.environ.get("QIMG_ROUNDS", 50 if LONG else 5))
-SOON = 15  # seconds: less than the 30 that a request to a server that hangs may take
+SOON = 15  # seconds: less than 30, the timeout of a request to a server that hangs
 
 
 class MirrorCase(JobCase):
@@ -49,18 +49,18 @@ class MirrorCase(JobCase):
         return Peer(self, *argv, **kwargs)
 
     def memory(self, *filters, size=None):
-        """A target in memory, behind filters and their parameters."""
+        """Starts a target in memory, behind these filters with their parameters."""
         names = [f for f in filters if f.startswith("--")]
         return self.peer(*names, "memory", str(size or self.SIZE), *[f for f in filters if f not in names])
 
     def switch(self, name):
-        """A file whose being there makes the error filter fail."""
+        """A file that makes the error filter fail requests as long as it exists."""
         path = pathlib.Path(self.path(name))
         path.touch()
         return path
 
     def softly(self, job="job"):
-        """Ends a job that is ready: its target is a copy of now."""
+        """Ends a ready job by a soft cancel: its target is a copy of the disk at this moment."""
         self.client.cmd("block-job-cancel", device=job)
         return self.ended()
 
@@ -91,7 +91,7 @@ class MirrorCase(JobCase):
 
 @parametrised
 class UnderWriters(MirrorCase):
-    """random clients all the time; afterwards the target is equal byte for byte"""
+    """random clients write all the time; afterwards the target is equal byte for byte"""
 
     SIZE = 4 * MIB
     TIMEOUT = 1000
@@ -133,7 +133,7 @@ class UnderWriters(MirrorCase):
         writers.some(60)
 
     def to_cancel(self, rng, writers):
-        """the target is what the disk was at one moment after the cancel"""
+        """soft cancel: the target is the disk at one moment after the command"""
         self.until_ready(rng, writers)
         writers.mark()
         self.softly()
@@ -142,7 +142,7 @@ class UnderWriters(MirrorCase):
         self.assertTrue(writers.is_a_moment(found), "the copy isn't the disk of any moment")
 
     def to_complete(self, rng, writers):
-        """clients go on, on the same connections, and are served from the target"""
+        """pivot: clients go on, on the same connections, and are served from the target"""
         self.until_ready(rng, writers)
         self.pivot()
         self.old = harness.sha256(self.image)
@@ -226,7 +226,7 @@ class Targets(MirrorCase):
         self.same(target.content(), "after the pivot")
 
     def test_refused(self):
-        """M-21, M-31, M-34, M-38: another size, read-only, nobody there: a message that says so, and nothing is left"""
+        """M-21, M-31, M-34, M-38: targets of another size, read-only, hanging or gone: a clear message, no file is left"""
         self.begin()
         before = set(os.listdir(self.dir))
 
@@ -259,7 +259,7 @@ class Targets(MirrorCase):
             self.assertFalse(os.path.exists(self.path("left")))
 
     def test_a_target_in_use(self):
-        """by another job, even when it is to be made anew; and one over the disk itself"""
+        """the target of another job is refused, even if it would be created anew; and so is an overlay of the disk"""
         overlay = create(self.path("overlay.qcow2"), "qcow2", self.SIZE, backing=self.image, backing_fmt="qcow2")
         self.begin()
         target = self.mirror("target.raw")
@@ -278,7 +278,7 @@ class Targets(MirrorCase):
         self.source_is_good()
 
     def test_no_holes(self):
-        """unmap=false: zeroes keep their place, whoever sends them"""
+        """unmap=false: zeroes are written without trim, in both copy modes"""
         for mode in ("background", "write-blocking"):
             for unmap in (False, True):
                 with self.part(mode=mode, unmap=unmap):
@@ -305,7 +305,7 @@ class Targets(MirrorCase):
         self.source_is_good()
 
     def test_an_existing_file(self):
-        """its old contents give way, zeroes too"""
+        """the old content of an existing file is overwritten, also by zeroes"""
         for fmt in ("raw", "qcow2", "qed"):
             with self.subTest(format=fmt):
                 target = create(self.path(f"old.{fmt}"), fmt, self.SIZE)
@@ -341,7 +341,7 @@ class Sizes(MirrorCase):
                     self.expect_content(target, "raw")
 
     def test_no_bytes(self):
-        """M-19: ready at once, and waits to be told"""
+        """M-19: a disk of 0 bytes: the job is ready at once and waits for a command"""
         self.whole_life(0)
 
     def test_one_sector(self):
@@ -364,14 +364,14 @@ class Sizes(MirrorCase):
 
 
 class Lost(MirrorCase):
-    """targets that go away, hang, or have no space"""
+    """targets that go away, hang or have no space"""
 
     def writes_go_on(self, handle=None, count=20):
         for _ in range(count):
             self.write(self.rng.randrange(self.SIZE - 4096), self.rng.randbytes(4096))
 
     def durable(self, *filters):
-        """A target that remembers what was flushed, and a log of what it was told."""
+        """Starts a target that loses unflushed writes when it is killed; returns it and the log of its requests."""
         filters = ("--filter=cache", "cache=writeback", *filters)
         path, log = self.path("target.raw"), self.path("log")
         with open(path, "wb") as file:
@@ -381,7 +381,7 @@ class Lost(MirrorCase):
                          *[f for f in filters if f not in names]), log
 
     def test_killed_and_restarted(self):
-        """the job goes on where it was, in each mode"""
+        """the target is killed and restarted: the job continues without starting over, in each mode"""
         for mode in ("background", "write-blocking"):
             with self.part(mode=mode):
                 self.make("qcow2")
@@ -391,7 +391,7 @@ class Lost(MirrorCase):
                 self.ready()
                 first = sum(n for _, n in changes(log))
                 self.assertGreater(first, MIB)
-                self.writes_go_on()  # which it has, and didn't flush
+                self.writes_go_on()  # the target gets these, but no flush
                 wait_until(lambda: self.job()["offset"] == self.job()["len"], 20, "the copies")
                 target.kill()
                 self.writes_go_on()
@@ -411,7 +411,7 @@ class Lost(MirrorCase):
                 self.source_is_good()
 
     def test_killed_while_it_copies(self):
-        """with ignore it comes back by itself"""
+        """with on-target-error=ignore the job continues by itself when the target is back"""
         self.begin()
         target, _ = self.durable("--filter=delay", "delay-write=20ms")
         self.mirror(target.uri, on_target_error="ignore", granularity=64 * KIB, buf_size=256 * KIB)
@@ -426,7 +426,7 @@ class Lost(MirrorCase):
         self.source_is_good()
 
     def test_lost_for_good(self):
-        """M-01: report: the job fails, and nobody else notices"""
+        """M-01: with on-target-error=report the job fails, and clients aren't affected"""
         self.begin()
         target, _ = self.durable()
         self.mirror(target.uri)
@@ -439,7 +439,7 @@ class Lost(MirrorCase):
         self.source_is_good()
 
     def test_no_space(self):
-        """M-07: enospc stops, whatever else fails; cured and resumed it goes on"""
+        """M-07: a full target pauses the job (enospc or stop); with space again and resumed, it continues"""
         for policy in ("enospc", "stop"):
             with self.part(policy=policy):
                 self.make("qcow2")
@@ -454,7 +454,7 @@ class Lost(MirrorCase):
                 self.writes_go_on()
                 full.unlink()
                 self.client.cmd("block-job-resume", device="job")
-                self.ready()  # and not a second stop for the same cause
+                self.ready()  # without a second stop for the same cause
                 self.assertNotIn("BLOCK_JOB_ERROR", [e["event"] for e in self.client.events])
                 self.assertEqual(self.job()["io-status"], "ok")
                 self.softly()
@@ -462,7 +462,7 @@ class Lost(MirrorCase):
                 self.source_is_good()
 
     def test_a_full_filesystem(self):
-        """the same with a file on a filesystem without space"""
+        """the same with a file on a full filesystem"""
         room = self.path("room")
         os.mkdir(room)
         if run("mount", "-t", "tmpfs", "-o", "size=2M", "qimg-e2e", room, check=False).returncode != 0:
@@ -483,7 +483,7 @@ class Lost(MirrorCase):
         self.source_is_good()
 
     def test_error_that_isnt_space(self):
-        """M-07: enospc reports it"""
+        """M-07: on-target-error=enospc ends the job at other errors"""
         self.begin()
         target = self.memory("--filter=error", "error-pwrite=EIO", "error-pwrite-rate=100%")
         self.mirror(target.uri, on_target_error="enospc")
@@ -492,7 +492,7 @@ class Lost(MirrorCase):
         self.source_is_good()
 
     def test_some_writes_fail(self):
-        """M-08: ignore tries again, and loses nothing"""
+        """M-08: on-target-error=ignore tries failed writes again, and nothing is lost"""
         self.begin()
         target = self.memory("--filter=error", "error-pwrite=EIO", "error-pwrite-rate=10%",
                              "error-zero=EIO", "error-zero-rate=10%")
@@ -504,7 +504,7 @@ class Lost(MirrorCase):
         self.source_is_good()
 
     def test_stopped_again_after_a_cancel(self):
-        """a soft cancel of a job whose target fails stops at the error, and waits"""
+        """a soft cancel of a job that is stopped at an error stops at the next error again, and waits"""
         self.begin()
         bad = pathlib.Path(self.path("bad"))
         target = self.memory("--filter=error", "error-pwrite=EIO", "error-pwrite-rate=100%",
@@ -526,7 +526,7 @@ class Lost(MirrorCase):
         self.source_is_good()
 
     def test_source_errors(self):
-        """M-07, M-34: an entry of the image that can't be right"""
+        """M-07, M-34: the source has an impossible table entry"""
         l1 = harness.header(self.image, 40, 8, "big")
         l2 = harness.header(self.image, l1, 8, "big") & 0x00fffffffffffe00
         entry = harness.header(self.image, l2, 8, "big")
@@ -534,7 +534,7 @@ class Lost(MirrorCase):
         for policy, action in (("report", "report"), ("enospc", "report"), ("stop", "stop"), ("ignore", "ignore")):
             with self.subTest(policy=policy):
                 harness.patch(self.image, l2, bad)
-                harness.patch(self.image, 72, bytes(8))  # the corrupt bit of the run before
+                harness.patch(self.image, 72, bytes(8))  # clear the corrupt bit of the run before
                 self.begin()
                 self.mirror(f"{policy}.raw", on_source_error=policy)
                 self.io_error(operation="read", action=action)
@@ -575,7 +575,7 @@ class Lost(MirrorCase):
                 self.source_is_good()
 
     def test_hung_when_it_is_to_end(self):
-        """M-09: clients aren't held back for a target that doesn't answer"""
+        """M-09: a job that is to end waits for its hanging target without holding clients back"""
         for verb in ("block-job-cancel", "block-job-complete"):
             with self.part(verb=verb):
                 self.make("qcow2")
@@ -596,7 +596,7 @@ class Lost(MirrorCase):
                     self.same(target.content())
 
     def test_hung_under_a_blocked_write(self):
-        """a client that waits for the target is let go by the cancel, and its write has succeeded"""
+        """write-blocking: a client that waits for the hanging target goes on after the cancel; its write has succeeded"""
         self.hung(True, copy_mode="write-blocking")
         writer = threading.Thread(target=self.write, args=(MIB, b"blocked" * 1000))
         writer.start()
@@ -619,7 +619,7 @@ class Lost(MirrorCase):
 
 
 class Sync(MirrorCase):
-    """M-25: what is copied of a chain of three"""
+    """M-25: what each sync mode copies from a chain of three images"""
 
     def setUp(self):
         Case.setUp(self)
@@ -634,9 +634,9 @@ class Sync(MirrorCase):
             fill(path, fmt, pieces)
             for off, payload in pieces:
                 self.content[off:off + len(payload)] = payload
-        run("qemu-io", "-f", "qcow2", "-c", "write -z 4096k 64k", self.image)  # zeroes over the middle
+        run("qemu-io", "-f", "qcow2", "-c", "write -z 4096k 64k", self.image)  # zeroes that hide the middle layer
         self.content[4 * MIB:4 * MIB + 64 * KIB] = bytes(64 * KIB)
-        self.tops = [2 * MIB, 4 * MIB, 5 * MIB]  # 64 KiB each that the active image has
+        self.tops = [2 * MIB, 4 * MIB, 5 * MIB]  # offsets of the 64 KiB that the active image has itself
 
     def recorder(self, fill_with=None):
         log, path = self.path("log"), self.path("target.raw")
@@ -645,7 +645,7 @@ class Sync(MirrorCase):
         return self.peer("--filter=log", "file", path, f"logfile={log}"), log
 
     def touched(self, log):
-        """64 KiB chunks that were changed."""
+        """The offsets of the 64 KiB chunks of the target that were changed."""
         return sorted({at // (64 * KIB) * 64 * KIB for off, n in changes(log)
                        for at in range(off, off + n, 512)})
 
@@ -663,7 +663,7 @@ class Sync(MirrorCase):
         self.same(self.finish(target))
 
     def test_top(self):
-        """and what is below comes from a target that has it"""
+        """sync=top only copies the active layer; the target already has the layers below"""
         below = harness.content(self.middle, "qed")
         self.begin()
         target, log = self.recorder(below)
@@ -673,7 +673,7 @@ class Sync(MirrorCase):
         self.same(self.finish(target))
 
     def test_top_to_a_new_overlay(self):
-        """M-12: the rest of a cluster that is copied in part comes from the overlay's own backing file"""
+        """M-12: a cluster that is copied in part is completed from the new overlay's own backing file"""
         for fmt, granularity in itertools.product(("qcow2", "qed"), (512, 64 * KIB)):
             with self.subTest(format=fmt, granularity=granularity):
                 self.begin()
@@ -698,7 +698,7 @@ class Sync(MirrorCase):
         self.assertEqual(self.touched(log), [3 * MIB, 7 * MIB])
 
     def test_incremental(self):
-        """only what was written since the bitmap was added"""
+        """sync=incremental only copies what was written since the bitmap was added"""
         self.begin()
         self.write(MIB, b"before the bitmap")
         target, log = self.recorder(self.content)
@@ -713,7 +713,7 @@ class Sync(MirrorCase):
         self.same(self.finish(target))
 
     def test_a_pivot_from_a_chain(self):
-        """the new disk has what the chain had, and the chain is let go of"""
+        """the target has the content of the whole chain, whose images aren't changed any more"""
         self.begin()
         target = self.mirror("flat.qcow2", format="qcow2")
         self.ready()
@@ -726,7 +726,7 @@ class Sync(MirrorCase):
 
 
 class Options(MirrorCase):
-    """what the user wanted for the disk is so for the image that takes its place"""
+    """the disk's options (cache, discard, detect-zeroes) also hold for the image that takes its place"""
 
     def served(self):
         disk = self.client.cmd("query-block")[0]["inserted"]
@@ -746,7 +746,7 @@ class Options(MirrorCase):
                 target = self.mirror(f"{mode}.raw")
                 self.ready()
                 self.pivot()
-                # V-07: a target is synced, whatever the disk was
+                # V-07: a target is never volatile, even if the disk was.
                 self.assertEqual(self.served(), (target, "writeback" if mode == "volatile" else mode, "on"))
                 self.assertEqual(self.is_direct(target), mode in ("none", "directsync"))
                 self.write(0, bytes([7]) * MIB)
@@ -761,7 +761,7 @@ class Options(MirrorCase):
 
 class Ends(MirrorCase):
     def test_users_go_on_while_a_job_is_pending(self):
-        """and what they write until it is finalized is in the target"""
+        """clients go on while the job is pending, and the target gets their writes until it is finalized"""
         self.begin()
         writers = Writers(self.server, self.content, SEED)
         try:
@@ -778,12 +778,12 @@ class Ends(MirrorCase):
             writers.stop()
         self.assertEqual(self.job()["status"], "concluded")
         self.disk.flush()
-        self.server.stop()  # with a job that nobody dismissed
+        self.server.stop()  # while a concluded job is still listed
         self.expect_content(target, "qcow2")
         harness.check(target, "qcow2")
 
     def test_no_job_comes_between(self):
-        """M-38: from `complete` on the disk is promised to one"""
+        """M-38: after block-job-complete no other job can start on the disk"""
         self.begin()
         target = self.mirror("target.raw", auto_finalize=False)
         self.ready()
@@ -828,7 +828,7 @@ class Ends(MirrorCase):
         self.source_is_good()
 
     def test_the_end_in_each_state_of_a_job_without_dismissal(self):
-        """the server ends while it is shown as concluded, with its target in use or not"""
+        """the server ends while a concluded job is still listed, after a cancel and after a pivot"""
         for end in ("cancel", "complete"):
             with self.part(end=end):
                 self.make("qcow2")
@@ -845,7 +845,7 @@ class Ends(MirrorCase):
                     self.same(target.content())
 
     def test_two_jobs_and_a_bitmap(self):
-        """M-26: each follows the disk for itself"""
+        """M-26: two jobs and a bitmap follow the disk's changes independently"""
         self.begin()
         writers = Writers(self.server, self.content, SEED)
         try:
@@ -869,7 +869,7 @@ class Ends(MirrorCase):
         self.source_is_good()
 
     def test_two_jobs_that_end_at_once(self):
-        """M-04: each target is the disk of a moment"""
+        """M-04: each target is the disk at one moment"""
         for number in range(max(2, ROUNDS // 2)):
             with self.part(round=number):
                 self.make("raw")
@@ -892,7 +892,7 @@ class Ends(MirrorCase):
 
     @unittest.skipIf(harness.SANITIZER_ENV, "a sanitizer takes memory for itself")
     def test_memory(self):
-        """M-16: no more than buf-size and a little"""
+        """M-16: a job takes little more memory than buf-size"""
         self.SIZE = 40 * MIB  # pylint: disable=invalid-name
         self.content, self.fmt, self.image = bytearray(b"x" * self.SIZE), "raw", self.path("full.raw")
         pathlib.Path(self.image).write_bytes(self.content)
@@ -913,7 +913,7 @@ class Ends(MirrorCase):
                 self.server.stop()
 
     def test_progress(self):
-        """M-03: offset never falls, and never passes len"""
+        """M-03: offset never decreases, and never exceeds len"""
         self.begin()
         writers = Writers(self.server, self.content, SEED)
         seen = []
@@ -931,7 +931,7 @@ class Ends(MirrorCase):
         self.softly()
 
     def test_users_are_served_right_after_a_pivot_to_another_cache_of_ours(self):
-        """M-06: a read behind the switch finds what was written before it"""
+        """M-06: a read right after the switch returns what was written before it"""
         self.begin()
         self.mirror("t.qcow2", format="qcow2")
         self.ready()
@@ -944,7 +944,7 @@ class Ends(MirrorCase):
 
 @parametrised
 class Killed(MirrorCase):
-    """kill -9 of the server in each phase of a job leaves the source good"""
+    """kill -9 of the server in each phase of a job: the source has everything that was flushed"""
 
     cases_phase = {f"{fmt} {phase}": (fmt, phase) for fmt in ("qcow2", "qed", "raw")
                    for phase in ("running", "ready", "completing", "paused", "blocking", "pending")
@@ -975,7 +975,7 @@ class Killed(MirrorCase):
             harness.repair(self.image, fmt)
             harness.check(self.image, fmt, allow_leaks=fmt == "qed")
         found = [harness.content(*served)]
-        if phase == "completing":  # perhaps it had switched
+        if phase == "completing":  # the server may have switched already
             harness.repair(self.path("target.qcow2"), "qcow2")
             found.append(harness.content(self.path("target.qcow2"), "qcow2"))
         self.assertTrue(any([writers.crashed(f) for f in found]), "a flushed byte is lost")
