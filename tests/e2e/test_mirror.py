@@ -226,7 +226,7 @@ class Targets(MirrorCase):
         self.same(target.content(), "after the pivot")
 
     def test_refused(self):
-        """M-21, M-31, M-34, M-38: targets of another size, read-only, hanging or gone: a clear message, no file is left"""
+        """M-21, M-31, M-34, M-38: targets of another size, read-only, hanging or gone: a clear message, no file left"""
         self.begin()
         before = set(os.listdir(self.dir))
 
@@ -596,7 +596,7 @@ class Lost(MirrorCase):
                     self.same(target.content())
 
     def test_hung_under_a_blocked_write(self):
-        """write-blocking: a client that waits for the hanging target goes on after the cancel; its write has succeeded"""
+        """write-blocking: a client that waits for the hanging target goes on after the cancel; its write succeeds"""
         self.hung(True, copy_mode="write-blocking")
         writer = threading.Thread(target=self.write, args=(MIB, b"blocked" * 1000))
         writer.start()

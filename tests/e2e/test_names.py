@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The names and other texts that stand inside images: hostile, each of them.
+"""Names and other texts inside images, all of which are hostile input.
 
-What an image says is what is looked at: a text that goes on after a NUL is refused, by the field's
-name, by the server and by every command.
+A text must be exactly what is checked: one that continues after a NUL is refused by the server and by
+every command, with a message that names the field.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ BACKING_FORMAT, FEATURE_NAMES = 0xe2792aca, 0x6803f857
 
 
 def add_extension(image, kind, payload):
-    """A header extension in front of the others."""
+    """Inserts a header extension in front of the others."""
     at = header(image, 100, 4, "big")
     with open(image, "rb") as file:
         file.seek(at)
@@ -33,7 +33,7 @@ def add_extension(image, kind, payload):
 
 @unittest.skipIf(STANDIN, "needs the plugin")
 class HiddenText(Case):
-    """A NUL inside of a text hides what follows."""
+    """A NUL in a text would hide what follows it."""
 
     def refused_by_all(self, image, words, commands=("info", "map", "check")):
         self.refused(image, "references=any", words=[words])
@@ -43,7 +43,7 @@ class HiddenText(Case):
             self.assertRegex(done.stderr, words)
 
     def test_backing_format(self):
-        """An image that smuggles in a format: what it recorded isn't "raw"."""
+        """A backing format that only begins with "raw" and a NUL."""
         secret = self.path("secret")
         pathlib.Path(secret).write_bytes(b"secret" * 1000)
         for payload in (b"raw\0", b"raw\0qcow2", b"\0raw"):
@@ -69,7 +69,7 @@ class HiddenText(Case):
         self.refused_by_all(image, "0x6803f857: the feature name 'a' goes on after a NUL")
 
     def test_snapshots(self):
-        """The id and the name of an internal snapshot."""
+        """A NUL in the id or the name of an internal snapshot."""
         for what, place in (("id", 0), ("name", 1)):
             with self.subTest(what=what):
                 image = create(self.path("disk"), "qcow2", SIZE)
@@ -94,7 +94,7 @@ class HiddenText(Case):
 
 @unittest.skipIf(STANDIN, "needs the plugin")
 class RecordedNames(Case):
-    """What an image couldn't be opened by isn't recorded in it, not even on request."""
+    """A backing name that the server would refuse in an image isn't written into one, not even on request."""
 
     NAMES = {
         "nbds://me@localhost/": "may not choose a user",
@@ -121,7 +121,7 @@ class RecordedNames(Case):
                     self.assertIn(says, done.stderr)
                     self.assertFalse(os.path.exists(new))
         self.assertEqual(sha256(image), before)
-        # What nobody here knows is recorded as it is.
+        # Names with unknown protocols are recorded unchanged.
         run(QIMG, "rebase", "-u", "-b", "ssh://host/base", "-F", "raw", image)
         self.assertIn("ssh://host/base", run(QIMG, "info", image).stdout)
 
@@ -132,8 +132,8 @@ class RecordedNames(Case):
 
 @unittest.skipIf(STANDIN, "needs the plugin")
 class DescribedNames(Case):
-    """Backing names in JSON, as QEMU writes them for chains from its command line, and NBD exports by
-    their old names."""
+    """Backing names in JSON, as QEMU records chains from its command line, and NBD exports in their old
+    spelling."""
 
     def base(self, fmt, name="base"):
         base = create(self.path(name), fmt, SIZE)
@@ -178,7 +178,7 @@ class DescribedNames(Case):
                             self.same_for_qemu(image)
 
     def test_what_qemu_wrote(self):
-        """A chain put together by options: the name QEMU records is understood."""
+        """A json: backing name that QEMU's tools have recorded is understood."""
         base = self.base("qcow2")
         image = self.path("snap")
         name = json_name(driver="qcow2", file=dict(driver="file", filename=base))
@@ -195,14 +195,14 @@ class DescribedNames(Case):
         self.serves(self.path("inner/disk"))
 
     def test_two_formats(self):
-        """What is recorded and what the name says contradict each other."""
+        """The recorded backing format contradicts the one in the name."""
         base = self.base("qcow2")
         image = self.overlay(json_name(driver="raw", file=dict(driver="file", filename=base)))
         self.refused(image, words=["records the backing format 'qcow2', but the name says 'raw'"])
         self.serves(image, "backing-format=qcow2")
 
     def test_refused(self):
-        """What isn't understood would mean something: it is refused by its name."""
+        """Unknown options in a name aren't ignored: they are refused, and the message names them."""
         base = self.base("qcow2")
         file = dict(driver="file", filename=base)
         for words, name in {
@@ -228,7 +228,7 @@ class DescribedNames(Case):
         self.assertRegex(done.stderr, "'raw' is not the one in the name, 'qcow2'")
 
     def test_nbd(self):
-        """An export of a name with everything in it, by each way to say it."""
+        """An export whose name has all special characters, in each spelling of a backing name."""
         export, path = "a b/c:d?e%20", self.path("so:ck")
         base = self.base("raw")
         port = free_port()
@@ -248,7 +248,7 @@ class DescribedNames(Case):
                 with self.subTest(name=name):
                     image = self.overlay(name, backing_fmt="raw")
                     self.serves(image)
-                    if not name.startswith('json:{"driver": "nbd"'):  # for QEMU the format has to be in the name
+                    if not name.startswith('json:{"driver": "nbd"'):  # QEMU needs the format driver in the name
                         self.assertEqual(content(image, "qcow2")[MIB:MIB + 4], b"base")
                     self.refused(image, "references=dir", words=["references=dir"])
                     self.refused(image, "references=none", words=["references=none"])
@@ -256,8 +256,8 @@ class DescribedNames(Case):
                     self.serves(bare, f"backing={name}", "backing-format=raw")
 
     def test_rbd(self):
-        """R-10: references= governs images on Ceph as it does exports, and before Ceph is asked: in each form of the name,
-        as a backing file, one further below, and a data file."""
+        """R-10: references= restricts images on Ceph like exports, before Ceph is contacted: in each form of the name,
+        as a backing file, a backing file's backing file, and a data file."""
         top = create(self.path("top"), "qcow2", SIZE)
         for number, name in enumerate(("rbd:pool/disk", json_name(driver="rbd", pool="pool", image="disk"),
                                        json_name(driver="raw", file=dict(driver="rbd", pool="pool", image="disk")))):

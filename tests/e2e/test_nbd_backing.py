@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Backing files that are NBD exports: given with backing=, or named by the image itself."""
+"""Backing files that are NBD exports, given with backing= or named by the image itself."""
 
 import errno
 import os
@@ -94,7 +94,7 @@ class NbdBacking(RemoteBase):
         server.stop()
 
     def test_the_server_is_gone(self):
-        """no connection: NBD has no word for that but EIO"""
+        """without a connection to the base's server reads fail with EIO: NBD has no better error"""
         self.serve_base()
         server = self.serve(self.overlay("qcow2"), f"backing={self.uri}", "backing-format=raw")
         handle = server.connect()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""NBD exports that qimg's commands are given by options as qemu-img is: with the keys of --object, and with other
-marks than the server's own in a map (x-dirty-bitmap).  qemu-img is asked the same."""
+"""NBD exports in --image-opts, compared with qemu-img: with the keys of --object, and with the map of another
+meta context (x-dirty-bitmap)."""
 
 import json
 import pathlib
@@ -18,7 +18,7 @@ KINDS = ("x509", "psk")
 
 
 class Beside(Case):
-    """Both programs are asked the same, and answer the same."""
+    """Runs both programs with the same arguments; their results must be the same."""
 
     def both(self, *words, check=True):
         found = []
@@ -59,7 +59,7 @@ class TlsCreds(Beside):
             wait_until(lambda kind=kind: accepts(int(self.port[kind])), 20, "nbdkit's port")
 
     def words(self, kind, folder=None, object_more="", more=""):
-        """--object and --image-opts"""
+        """The arguments --object and --image-opts for a server with this kind of keys."""
         folder = folder or {"x509": "pki", "psk": "psk"}[kind]
         return ["--object", f"tls-creds-{kind},id=t0,dir={self.keys}/{folder},endpoint=client{object_more}", "--image-opts",
                 f"driver=raw,file.driver=nbd,file.host=localhost,file.port={self.port[kind]},file.tls-creds=t0{more}"]
@@ -92,7 +92,7 @@ class TlsCreds(Beside):
                 pathlib.Path(self.path("disk")).write_bytes(b"tls!" * (SIZE // 4))
 
     def test_in_json(self):
-        """Of the object, and of the image."""
+        """Object and image are given in JSON."""
         name = "json:" + json.dumps({"driver": "raw", "file": {"driver": "nbd", "server": {
             "type": "inet", "host": "localhost", "port": self.port["x509"]}, "tls-creds": "t0"}})
         creds = json.dumps({"qom-type": "tls-creds-x509", "id": "t0", "dir": f"{self.keys}/pki", "endpoint": "client", "verify-peer": True})
@@ -108,7 +108,7 @@ class TlsCreds(Beside):
         self.both("info", *self.words("x509")[2:], check=False)
 
     def test_whether_the_server_is_verified(self):
-        """Its certificate is the localhost's."""
+        """verify-peer and tls-hostname; the server's certificate is for localhost."""
         words = self.words("x509")
         as_address = words[-1].replace("localhost", "127.0.0.1")
         self.both("info", *words[:3], as_address)
@@ -119,7 +119,7 @@ class TlsCreds(Beside):
         self.both("info", *self.words("x509", object_more=",verify-peer=off", more=",file.tls-hostname=elsewhere.example"))
 
     def test_a_server_on_a_unix_socket(self):
-        """has no name that its certificate could have: libnbd would verify nothing."""
+        """A Unix socket has no host name to verify the certificate against, so verify-peer has to be off."""
         sock = self.path("sock")
         server = subprocess.Popen(["nbdkit", "-f", "-U", sock, "--tls=require", f"--tls-certificates={self.keys}/pki", "file",
                                    self.path("disk")], stderr=subprocess.DEVNULL)
@@ -150,7 +150,7 @@ class TlsCreds(Beside):
         self.assertIn("'t0' already", self.both("info", *one[:2], *one, check=False)[1].stderr)
 
     def test_no_image_says_it(self):
-        """Which keys are used is the user's to say."""
+        """tls-creds in an image's backing name is refused: only the user chooses keys."""
         name = "json:" + json.dumps({"driver": "nbd", "host": "localhost", "port": self.port["x509"], "tls-creds": "t0"})
         run("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", name, "-F", "raw", self.path("top"), str(SIZE))
         done = run(QIMG, "map", *self.words("x509")[:2], self.path("top"), check=False)
@@ -159,7 +159,7 @@ class TlsCreds(Beside):
 
 
 class Marks(Beside):
-    """x-dirty-bitmap: a map of a dirty bitmap, or of depths."""
+    """x-dirty-bitmap: the map shows a dirty bitmap or allocation depths instead of data and holes."""
 
     def setUp(self):
         super().setUp()
@@ -188,7 +188,7 @@ class Marks(Beside):
                          [True, False, True, False, True])
 
     def test_its_content_is_what_it_is(self):
-        """Marks say nothing of it, although qemu-img takes some for zeroes."""
+        """The disk's content doesn't depend on x-dirty-bitmap; qemu-img would take clean ranges for zeroes."""
         flat = content(self.path("disk"), "qcow2")
         for context in ("qemu:dirty-bitmap:b0", "qemu:dirty-bitmap:none", "qemu:allocation-depth"):
             opts = f"{self.opts},x-dirty-bitmap={context}"

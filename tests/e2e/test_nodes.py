@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Nodes: added, used by jobs under their names, taken away.  M-51"""
+"""Nodes are added, used by jobs under their names, and removed.  M-51"""
 
 import os
 import pathlib
@@ -32,7 +32,7 @@ class NodeCase(MirrorCase):
 
 class Adding(NodeCase):
     def test_every_driver(self):
-        """and as a node in a node, by name and in place"""
+        """a node of every driver, over a file node that is given by its name or in place"""
         self.begin()
         target = self.memory()
         for fmt in ("qcow2", "qed"):
@@ -82,7 +82,7 @@ class Adding(NodeCase):
         self.refused("'server.host' is unexpected; unix takes type, path", driver="nbd", node_name="x", server={"type": "unix", "host": "h"})
         self.refused("type", driver="nbd", node_name="x", server={"type": "vsock"})
         self.refused("", driver="nbd", node_name="x", server={"type": "inet", "host": "localhost", "port": "99999"})
-        for port in ("", "108091", "1/ab"):  # none of them means another port
+        for port in ("", "108091", "1/ab"):  # none of them is taken for another port
             self.refused("port", driver="nbd", node_name="x", server={"type": "inet", "host": "localhost", "port": port})
         self.refused("format over a format", driver="raw", node_name="x", file={"driver": "qcow2", "file": file})
         old = create(self.path("old"), "qcow2", self.SIZE, "compat=0.10")
@@ -92,7 +92,7 @@ class Adding(NodeCase):
         for _ in range(30):
             nested = {"driver": "qcow2", "file": file, "backing": nested}
         self.refused("nested too deeply", driver="qcow2", node_name="x", file=file, backing=nested)
-        # What failed has left no name taken.
+        # The failed commands have left the name free.
         self.add("x", "qcow2", file=file)
         self.refused("Duplicate", driver="qcow2", node_name="x", file=file)
         self.fails("GenericError", self.client, "blockdev-del", "Failed to find node with node-name='y'", node_name="y")
@@ -115,7 +115,7 @@ class Adding(NodeCase):
         self.delete("x-file")
 
     def test_what_is_part_of_another_is_no_target(self):
-        """nor goes away, until the other has"""
+        """a node below another one is no target, and can't be removed before that one"""
         self.begin()
         self.add("x-file", "file", filename=self.image_of("x.qcow2"))
         self.add("base-file", "file", filename=self.image_of("base.qcow2"))
@@ -153,7 +153,7 @@ class Adding(NodeCase):
         self.ended()
 
     def test_what_is_said_of_the_file(self):
-        """holds for the image"""
+        """cache and detect-zeroes of the file also hold for the image"""
         self.begin()
         file = {"driver": "file", "filename": self.image_of("x.qcow2")}
         cache = {}
@@ -192,7 +192,7 @@ class Adding(NodeCase):
                              locking == "off")
 
     def test_references(self):
-        """an image names another: the server's own rule holds (M-51, R-10)"""
+        """references= also restricts the names in images that are added (M-51, R-10)"""
         folder = self.path("elsewhere")
         os.mkdir(folder)
         base = self.image_of("base.qcow2")
@@ -211,7 +211,7 @@ class Adding(NodeCase):
 
 class Mirrors(NodeCase):
     def test_a_mirror_to_a_node(self):
-        """it's the disk afterwards, under its own name, which is then no other's"""
+        """after the pivot the target node is the disk, under its own name, which no other node can have"""
         self.begin()
         path = self.image_of("x.qcow2")
         self.add("x-file", "file", filename=path)
@@ -226,7 +226,7 @@ class Mirrors(NodeCase):
                          [{"id": "drive0", "node-name": "x", "type": "nbd", "shutting-down": False, "name": ""}])
         self.write(0, b"on the target")
         self.fails("GenericError", self.client, "blockdev-del", "Node x is in use", node_name="x")
-        # And back, called by the node's name.
+        # A second mirror, whose device is given by the node's name.
         self.add("back", "raw", file={"driver": "file", "filename": self.image_of("back.raw", "raw")})
         self.client.cmd("blockdev-mirror", job_id="job", device="x", target="back", sync="full", target_is_zero=True)
         self.ready()
@@ -249,7 +249,7 @@ class Mirrors(NodeCase):
         self.same(target.content(), "the target")
 
     def test_over_a_layer_that_is_an_export(self):
-        """called by its name, as a layer that is a file"""
+        """a layer that is an NBD export can be referenced by its node's name, like a file"""
         raw = pathlib.Path(self.path("exported"))
         raw.write_bytes(self.rng.randbytes(self.SIZE))
         peer = self.peer("file", raw)
@@ -268,7 +268,7 @@ class Mirrors(NodeCase):
         self.server.stop()
 
     def test_target_is_zero(self):
-        """what is zero isn't written; and where that isn't true, nothing else is"""
+        """with target-is-zero no zeroes are written: a target that wasn't zero keeps its content there"""
         self.begin()
         path = self.image_of("x.raw", "raw")
         with open(path, "r+b") as file:
@@ -285,7 +285,7 @@ class Mirrors(NodeCase):
 
 class Commits(NodeCase):
     def chain(self):
-        """base, middle and the disk, which is on top"""
+        """a chain of base, middle and the disk"""
         self.base = self.image
         self.middle = self.path("middle.qcow2")
         run("qemu-img", "create", "-f", "qcow2", "-b", self.base, "-F", "qcow2", self.middle)
@@ -295,7 +295,7 @@ class Commits(NodeCase):
         self.write(MIB, b"in the top" * 1000)
 
     def test_by_nodes(self):
-        """an intermediate commit, with the name that the overlay is to give the base"""
+        """an intermediate commit by node names, and the backing name that is written into the overlay"""
         self.chain()
         self.assertEqual(self.names(), ["drive0", "drive0#1", "drive0#2"])
         self.client.cmd("block-commit", job_id="job", device="drive0", top_node="drive0#1", base_node="drive0#2",

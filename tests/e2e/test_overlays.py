@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Snapshots into new files while clients write: the frozen point, what becomes of the old image, and
-commits back.  M-52"""
+"""Snapshots into new files (overlays) while clients write: the frozen point, the state of the old image,
+and commits back.  M-52"""
 
 import os
 import pathlib
@@ -31,15 +31,15 @@ class OverlayCase(NodeCase):
         return self.client.cmd("query-block")[0]["inserted"]
 
     def commit(self):
-        """The overlay into the image below it."""
+        """Commits the overlay into the image below it."""
         self.client.cmd("block-commit", job_id="fold", device="drive0", base=self.top()["backing_file"])
         self.ready()
         self.client.cmd("job-complete", id="fold")
         self.ended()
 
 
-# A file of that name can't be made shorter while there is "broken" beside it; that is taken away first where
-# there is "once".
+# A preloaded ftruncate that fails for the file BROKEN_IMAGE while the file named in BROKEN exists; if there is also
+# one with the suffix ".once", it removes the first, so that only one call fails.
 SHORTENING_FAILS = r"""
 #define _GNU_SOURCE
 #include <errno.h>
@@ -71,7 +71,7 @@ int ftruncate64(int fd, off_t length) __attribute__((alias("ftruncate")));
 @parametrised
 @unittest.skipIf(harness.SANITIZER_ENV, "the sanitizers' library comes first")
 class EndFails(OverlayCase):
-    """The old image couldn't be closed for writing: nobody else writes to it before that."""
+    """A snapshot can't close the old image for writing: a commit or stream into it has to complete that first."""
 
     SIZE = 32 * MIB
     cases_commit = {f"{fmt} fails {'once' if once else 'on'}": (fmt, once)
@@ -110,7 +110,7 @@ class EndFails(OverlayCase):
         self.same(harness.content(self.image, fmt), "the image")
 
     def test_stream(self):
-        """into a layer in the middle"""
+        """a stream into a middle layer whose use for writing hadn't ended"""
         create(self.path("base"), "qcow2", self.SIZE)
         self.make("qcow2")
         run("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", self.path("base"), self.image)
@@ -131,7 +131,7 @@ class Sync(OverlayCase):
     cases_formats = {f"{old} under {new}": (old, new) for old in ("qcow2", "qed", "raw") for new in ("qcow2", "qed")}
 
     def check_formats(self, old, new):
-        """the old image is closed as it would be at the server's end, for others to read; nothing writes to it"""
+        """the old image is left as at the server's end: others can read it, and it isn't written any more"""
         self.make(old)
         self.begin()
         self.write(MIB, b"before" * 5000)
@@ -141,7 +141,7 @@ class Sync(OverlayCase):
                          ("over", over, self.image))
         self.assertEqual(self.names()[1], "drive0")
         if old != "raw":
-            check(self.image, old)  # with its lock, no -U
+            check(self.image, old)  # without -U: it isn't locked against readers
             self.assertFalse(harness.info(self.image, old).get("dirty-flag"))
         digest = harness.sha256(self.image)
         self.write(MIB + 5, b"behind" * 5000)
@@ -156,7 +156,7 @@ class Sync(OverlayCase):
         self.expect_content(over, new)
 
     def test_a_chain_of_them(self):
-        """each over the last; then folded, one after the other, into the first"""
+        """several overlays, which are then committed, one after the other, into the first image"""
         self.begin()
         points = []
         for number in range(4):
@@ -177,7 +177,7 @@ class Sync(OverlayCase):
         self.expect_content(self.image, "qcow2")
 
     def test_existing(self):
-        """mode=existing: it names the disk's image, or nothing, which is then written into it"""
+        """mode=existing: the new image names the disk's image, or nothing, and then the name is written into it"""
         self.begin()
         for number, backing in enumerate((True, False)):
             path = self.path(f"made{number}.qcow2")
@@ -193,7 +193,7 @@ class Sync(OverlayCase):
         self.expect_content(path, "qcow2")
 
     def test_a_node(self):
-        """blockdev-snapshot, as libvirt has it; and back by block-commit, after which the node is free"""
+        """blockdev-snapshot, as libvirt uses it; then block-commit, after which the overlay's node can be removed"""
         self.begin()
         path = self.path("over.qcow2")
         run("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", self.image, "-F", "qcow2", path, str(self.SIZE))
@@ -249,7 +249,7 @@ class Sync(OverlayCase):
         self.write(0, b"goes on")
 
     def test_references(self):
-        """what the server wouldn't open at its next start isn't made"""
+        """an overlay whose backing file references= would refuse at the next start isn't made"""
         folder = self.path("inner")
         os.mkdir(folder)
         self.begin("references=dir")
@@ -268,7 +268,7 @@ class Sync(OverlayCase):
                    snapshot_file=self.path("o.qcow2"))
 
     def test_all_or_none(self):
-        """in a transaction; what comes to nothing leaves no file"""
+        """a transaction that fails makes no overlay and leaves no file"""
         self.begin()
         path = self.path("o.qcow2")
         actions = [{"type": "blockdev-snapshot-sync", "data": {"device": "drive0", "snapshot-file": path,
@@ -297,7 +297,7 @@ class UnderWriters(OverlayCase):
     TIMEOUT = 1000
 
     def test_rounds(self):
-        """overlays are made and committed again, under writers: each frozen point is one moment of the disk"""
+        """overlays are made and committed while clients write: each frozen point is the disk at one moment"""
         for number in range(0, ROUNDS, 3):
             with self.subTest(round=number):
                 self.some_rounds(number)
@@ -334,7 +334,7 @@ class UnderWriters(OverlayCase):
 
 class Killed(OverlayCase):
     def test_at_any_moment(self):
-        """kill -9 around a snapshot: what was flushed is there, in the overlay if there is one"""
+        """kill -9 during a snapshot: everything that was flushed is there, in the overlay if it was made"""
         for number in range(ROUNDS):
             with self.subTest(round=number):
                 self.one(random.Random(f"{SEED} {number}"), number)
@@ -361,7 +361,7 @@ class Killed(OverlayCase):
 
 
 class ManyDisks(NodeCase):
-    """a server of several disks"""
+    """a server with several disks"""
 
     def serve_two(self, *keys):
         self.folder = self.path("images")
@@ -377,7 +377,7 @@ class ManyDisks(NodeCase):
                 "data": {"device": name, "snapshot-file": self.path(f"over-{name}"), "snapshot-node-name": f"over-{name}"}}
 
     def test_one_point_of_two_disks(self):
-        """each number is written to one disk and then to the other: no point has it on the second alone"""
+        """each number is written to one disk and then to the other: no frozen point has it only on the second"""
         self.serve_two()
         first, second = (self.server.connect(name) for name in ("a", "b"))
         over, errors = threading.Event(), []
@@ -401,14 +401,14 @@ class ManyDisks(NodeCase):
         self.assertEqual(errors, [])
         a, b = (int.from_bytes(harness.content(os.path.join(self.folder, name), "qcow2")[:8], "big") for name in "ab")
         self.assertIn(a - b, (0, 1), (a, b))
-        # One that can't be: none is.
+        # If one overlay can't be made, none is.
         actions = [self.over("a"), {"type": "blockdev-snapshot-sync", "data": {"device": "b", "snapshot-file": "/no/where"}}]
         actions[0]["data"].update({"snapshot-file": self.path("third"), "snapshot-node-name": "third"})
         self.fails("GenericError", self.client, "transaction", "No such file", actions=actions)
         self.assertFalse(os.path.exists(self.path("third")))
 
     def test_it_stays_open(self):
-        """when all clients have left the disk isn't what its name says, but what it has become"""
+        """after the last client has left, the export's name still leads to the overlay, not to the file of that name"""
         self.serve_two("linger=0")
         disk = self.server.connect("a")
         disk.pwrite(b"below", 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The ways of packagers: a build without a preset, prefixes, and where the plugin goes."""
+"""What packagers do: a build without a preset, prefixes, and the plugin's folder."""
 
 import os
 import pathlib
@@ -20,14 +20,14 @@ class Packaging(Case):
         run("cmake", "-S", ROOT, "-B", self.path("build"), "-G", "Ninja", "-DQIMG_TESTS=OFF", *words)
 
     def installed(self, *words, **env):
-        """What an installation puts where, by file name."""
+        """Installs; returns the folder of each installed file, by its name."""
         run("cmake", "--install", self.path("build"), *words, env={**os.environ, **env})
         root = pathlib.Path(self.path("root"))
         return {path.name: "/" + str(path.parent.relative_to(root)) for path in root.rglob("*")
-                if path.is_file() and path.parent.name != "completions"}  # has a file named as the command
+                if path.is_file() and path.parent.name != "completions"}  # has a file named like the command
 
     def test_build_and_install(self):
-        """CMake's own build type and prefixes; DESTDIR."""
+        """CMake's own build type, its prefixes, and DESTDIR."""
         self.configure("-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON")
         run("cmake", "--build", self.path("build"), timeout=600)
         root = self.path("root")
@@ -55,7 +55,7 @@ class Packaging(Case):
 
 
 class Versions(Case):
-    """What says a version says the same, and what packages list is there."""
+    """All files have the same version, and the packages' lists are complete."""
 
     def text(self, name):
         return (ROOT / name).read_text(encoding="utf-8")
@@ -71,19 +71,19 @@ class Versions(Case):
                 self.assertEqual(re.search(pattern, self.text(name), re.M)[1], version)
 
     def test_every_page_is_packaged(self):
-        """Debian's tools refuse to build without; the spec is tried where there is RPM."""
+        """The RPM spec lists every manual page.  (Debian's tools check that themselves.)"""
         pages = re.findall(r"^qimg_manual\(\S*?([\w-]+)\.pod (\d)\)", self.text("CMakeLists.txt"), re.M)
         self.assertGreater(len(pages), 3)
         for name, section in pages:
             self.assertIn(f"/man{section}/{name}.{section}*\n", self.text("packaging/rpm/qimg.spec"))
 
     def test_build_needs_the_same(self):
-        """packages that the scripts install, and those that the package's build asks for"""
+        """the scripts install the packages that the Debian package's build needs"""
         listed = re.search(r"build_packages=\((.*?)\)", self.text("scripts/lib.sh"), re.S)[1].split()
         control = re.search(r"^Build-Depends:\n(.*?)^\S", self.text("packaging/debian/control"), re.M | re.S)[1]
         asked = set(re.findall(r"^ ([a-z0-9.-]+)", control, re.M))
-        essential = {"gcc", "libc6-dev", "pkg-config", "nbdkit"}  # build-essential, another name, no need to build
-        optional = {"librbd-dev"}  # a build does without, packages don't
+        essential = {"gcc", "libc6-dev", "pkg-config", "nbdkit"}  # in build-essential, named otherwise, or not needed for the build
+        optional = {"librbd-dev"}  # a build works without it, the packages have it
         self.assertEqual(set(listed) - essential, asked - optional - {"debhelper-compat", "pkgconf"})
         self.assertLessEqual(optional, set(re.search(r"package_packages=\((.*?)\)", self.text("scripts/lib.sh"), re.S)[1].split()))
 

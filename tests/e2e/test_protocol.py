@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the export offers, and what each NBD request does."""
+"""What an export offers, and what each NBD request does."""
 
 import errno
 import pathlib
@@ -15,7 +15,7 @@ HOLE, ZERO = nbd.STATE_HOLE, nbd.STATE_ZERO
 
 
 def extents(handle, off=0, length=None, flags=0):
-    """base:allocation as (offset, length, flags), asked for by the GiB until all is covered."""
+    """base:allocation as a list of (offset, length, flags), with one request per GiB."""
     length = handle.get_size() - off if length is None else length
     found = []
     end = off + length
@@ -26,7 +26,7 @@ def extents(handle, off=0, length=None, flags=0):
         for step, state in zip(entries[::2], entries[1::2]):
             assert step > 0
             step = min(step, end - off)
-            if found and found[-1][2] == state and off % GIB == 0:  # our own cut
+            if found and found[-1][2] == state and off % GIB == 0:  # join what these requests have cut
                 found[-1] = (found[-1][0], found[-1][1] + step, state)
             else:
                 found.append((off, step, state))
@@ -48,7 +48,7 @@ class Offers(Case):
                     self.assertTrue(getattr(handle, f"can_{can}")(), can)
 
     def test_block_size_is_that_of_the_clusters(self):
-        """min 1, preferred the cluster size, max 32 or 64 MiB."""
+        """The block sizes are 1, the cluster size (preferred) and 32 or 64 MiB (maximum)."""
         for fmt in FORMATS:
             for cluster in (4 * KIB, 64 * KIB, 2 * MIB):
                 with self.part(fmt=fmt, cluster=cluster):
@@ -59,7 +59,7 @@ class Offers(Case):
                     self.assertIn(handle.get_block_size(nbd.SIZE_MAXIMUM), (32 * MIB, 64 * MIB))
 
     def test_any_alignment_is_advertised(self):
-        """In each cache mode: what the server takes is what it says it takes."""
+        """In each cache mode the server accepts the alignment that it advertises."""
         for cache in ("writeback", "writethrough", "none", "directsync"):
             with self.part(cache=cache):
                 server = self.serve(create(self.path("disk"), "qcow2", SIZE), f"cache={cache}")
@@ -88,7 +88,7 @@ class Offers(Case):
                              words=[key], name=False)
 
     def test_every_documented_value_serves(self):
-        """V-01: each key of the manual with each of its values: write, flush, read, clean end."""
+        """V-01: each parameter of the manual with each of its values: write, flush, read, clean end."""
         keys = {"format": ["auto", "qcow2"],
                 "cache": ["writeback", "writethrough", "none", "directsync", "volatile", "unsafe"],
                 "need-check-delay": ["5", "0", "0.25"], "lazy-refcounts": ["on", "off"],
@@ -113,13 +113,13 @@ class Offers(Case):
 
 class Requests(Case):
     def test_odd_offsets_and_lengths(self):
-        """Bytes, not sectors, are the unit of all requests."""
+        """All requests may begin and end at any byte."""
         for fmt in FORMATS:
             for cache in ("writeback", "none"):
                 with self.part(fmt=fmt, cache=cache):
                     image = create(self.path("disk"), fmt, SIZE)
                     server = self.serve(image, f"cache={cache}", fmt=fmt)
-                    # O_DIRECT advertises sectors, but takes bytes as well
+                    # With O_DIRECT the server advertises sectors, but also accepts bytes.
                     handle, model = server.connect(strict=cache != "none"), Model(bytes(SIZE))
                     for off, length in ((0, 1), (1, 1), (511, 2), (65535, 2), (65536 - 7, 65536 + 14),
                                         (SIZE - 1, 1), (SIZE - 70001, 70001)):
@@ -131,7 +131,7 @@ class Requests(Case):
                     check(image, fmt)
 
     def test_requests_past_the_end_fail(self):
-        """EINVAL or ENOSPC, and the server lives on."""
+        """Requests past the end fail with EINVAL or ENOSPC, and the server goes on."""
         server = self.serve(create(self.path("disk"), "qcow2", SIZE), fmt="qcow2")
         handle = server.connect(strict=False)
         self.errno((errno.EINVAL, errno.ENOSPC), handle.pwrite, b"12", SIZE - 1)
@@ -142,7 +142,7 @@ class Requests(Case):
         server.stop()
 
     def test_fua(self):
-        """A FUA write is there after kill -9, without any flush; also the metadata (Q, L)."""
+        """A FUA write and its metadata survive kill -9 without a flush (Q, L)."""
         for fmt, options in (("qed", ""), ("qcow2", ""), ("qcow2", "lazy_refcounts=on")):
             with self.part(fmt=fmt, options=options):
                 image = create(self.path("disk"), fmt, SIZE, options)
@@ -168,7 +168,7 @@ class Requests(Case):
                 handles = [server.connect() for _ in range(4)]
                 for number, handle in enumerate(handles[1:], 1):
                     handle.pwrite(bytes([number]) * 70000, number * MIB)
-                for number, handle in enumerate(handles[1:], 1):  # and they see each other's writes
+                for number, handle in enumerate(handles[1:], 1):  # connections see each other's writes
                     self.assertEqual(handles[number - 1].pread(70000, number * MIB), bytes([number]) * 70000)
                 handles[0].flush()
                 server.kill()
@@ -178,12 +178,12 @@ class Requests(Case):
                     self.assertEqual(data[number * MIB:number * MIB + 70000], bytes([number]) * 70000)
 
     def test_many_connections_at_once(self):
-        """Threads on connections of their own, each on its part, neighbours inside clusters."""
+        """Threads with their own connections write their own parts of shared clusters."""
         for fmt in FORMATS:
             with self.part(fmt=fmt):
                 image = create(self.path("disk"), fmt, SIZE)
                 server = self.serve(image, fmt=fmt)
-                lanes, stride = 6, 4 * KIB  # lane n owns every sixth 4 KiB, so all share clusters
+                lanes, stride = 6, 4 * KIB  # thread n owns every sixth 4 KiB, so that all clusters are shared
                 expected, failures = bytearray(SIZE), []
 
                 def lane(number, handle, rng):
@@ -232,7 +232,7 @@ class Requests(Case):
                 check(image, fmt)
 
     def test_zero_of_more_than_64_mib_without_zero_clusters(self):
-        """qcow2 v2 over a backing file can't note zeroes: they are written, all of them."""
+        """qcow2 version 2 over a backing file has no zero clusters: all the zeroes must be written."""
         size = 100 * MIB
         base = self.path("base.raw")
         with open(base, "wb") as file:
@@ -248,7 +248,7 @@ class Requests(Case):
         model.expect(content(image, "qcow2"), "qemu-img convert")
 
     def test_fast_zero_decides_before_it_touches_anything(self):
-        """ENOTSUP: no byte of the disk changed.  Success: all of them did."""
+        """A fast zero that fails with ENOTSUP has changed nothing; one that succeeds has zeroed everything."""
         base = self.path("base")
         for fmt, options, backing in (("qed", "", False), ("qed", "", True), ("qcow2", "", False),
                                       ("qcow2", "", True), ("qcow2", "compat=0.10", False),
@@ -274,8 +274,8 @@ class Requests(Case):
                 check(image, fmt)
 
     def test_fast_zero_of_whole_clusters(self):
-        """Succeeds on QED and qcow2 v3, data or not, with a backing file or without; and where
-        nothing is allocated."""
+        """Succeeds on QED and qcow2 version 3, with data or without, with a backing file or without, and where nothing
+        is allocated."""
         base = self.path("base.raw")
         pathlib.Path(base).write_bytes(self.rng.randbytes(SIZE))
         for fmt, options, backing in (("qed", "", base), ("qed", "", None), ("qcow2", "", base),
@@ -324,7 +324,7 @@ class Requests(Case):
                 (self.assertLess if how == "unmap" else self.assertGreater)(blocks, 4 * MIB)
 
     def test_freed_clusters_are_used_again(self):
-        """qcow2 doesn't grow when the same amount of data is trimmed and written many times."""
+        """A qcow2 file doesn't grow when the same amount of data is trimmed and written many times."""
         image = create(self.path("disk"), "qcow2", 64 * MIB)
         server = self.serve(image, fmt="qcow2")
         handle = server.connect()
@@ -353,7 +353,7 @@ class Requests(Case):
 
 class Sizes(Case):
     def test_empty_disk(self):
-        """A disk of zero bytes: it connects, flushes and ends."""
+        """A disk of 0 bytes: connect, flush and end."""
         for fmt in (*FORMATS, "raw"):
             with self.part(fmt=fmt):
                 image = create(self.path("disk"), fmt, 0)
@@ -381,7 +381,7 @@ class Sizes(Case):
                 model.expect(content(image, fmt), "qemu-img convert")
 
     def test_sparse_giants(self):
-        """Far ends of large disks: 64 TiB of QED (Q-02), 64 TiB of qcow2."""
+        """Reads and writes at the far end of large disks: 64 TiB of QED (Q-02), 64 TiB of qcow2."""
         for fmt in FORMATS:
             with self.part(fmt=fmt):
                 size = 64 << 40
@@ -401,7 +401,7 @@ class Sizes(Case):
 
 class Extents(Case):
     def test_extents_over_the_whole_chain(self):
-        """Q-06: data and zeroes wherever in the chain they are, told as qemu-img map tells it."""
+        """Q-06: data and zeroes in all layers of a chain, with the same result as qemu-img map."""
         for fmt in FORMATS:
             for base_fmt in ("qed", "qcow2", "raw"):
                 with self.part(fmt=fmt, base=base_fmt):
@@ -426,7 +426,7 @@ class Extents(Case):
                     self.assertEqual(told, expected)
 
     def test_nothing_allocated_is_one_hole(self):
-        """HOLE and ZERO, merged across tables up to the end of the request."""
+        """An empty disk is one extent, hole and zero, merged across tables up to the end of the request."""
         for fmt in FORMATS:
             with self.part(fmt=fmt):
                 image = create(self.path("disk"), fmt, 600 * MIB, "cluster_size=4k")
@@ -445,7 +445,7 @@ class Extents(Case):
                 self.assertEqual(found, [(3 * MIB, 4 * MIB)])
 
     def test_one_extent_on_request(self):
-        """NBD_CMD_FLAG_REQ_ONE: exactly one extent in the reply, that begins where asked."""
+        """NBD_CMD_FLAG_REQ_ONE: exactly one extent in the reply, which begins at the requested offset."""
         image = create(self.path("disk"), "qcow2", SIZE)
         server = self.serve(image, fmt="qcow2")
         handle = server.connect()
@@ -459,7 +459,7 @@ class Extents(Case):
         server.stop()
 
     def test_extents_after_writes_zeroes_and_trims(self):
-        """What is told as zero reads as zero, whatever happened before."""
+        """Extents reported as zero read as zero, after any requests."""
         for fmt in FORMATS:
             with self.part(fmt=fmt):
                 image = create(self.path("disk"), fmt, SIZE, "cluster_size=4k")
@@ -477,8 +477,8 @@ class Extents(Case):
 
 class ReadOnly(Case):
     def image(self, fmt):
-        """An image with data, and everything that tempts to write: dirty bits, unknown autoclear
-        bits."""
+        """An image with data and everything that a writable session would change at once: dirty bits, unknown
+        autoclear bits."""
         image = create(self.path(f"disk.{fmt}"), fmt, SIZE, "lazy_refcounts=on" if fmt == "qcow2" else "")
         fill(image, fmt, [(MIB, b"x" * MIB)])
         if fmt == "qed":
@@ -494,7 +494,7 @@ class ReadOnly(Case):
             self.skipTest("repair is not built yet")
 
     def test_an_image_that_needs_a_check_is_never_written_unchecked(self):
-        """Q-15, L-06: repaired, or refused for writing with a reason; never just taken."""
+        """Q-15, L-06: repaired, or refused for writing with a reason; never written as it is."""
         if self.accepts("repair=auto"):
             self.skipTest("repair is built: see the others")
         for fmt in FORMATS:
@@ -527,7 +527,7 @@ class ReadOnly(Case):
                     self.assertEqual((sha256(image), os.stat(image).st_mtime_ns), before)
 
     def test_file_without_write_permission_serves_with_r(self):
-        """A file on a read-only path is no obstacle to reading."""
+        """A file without write permission can be served with -r."""
         image = self.image("qcow2")
         os.chmod(image, 0o444)
         server = self.serve(image, fmt="qcow2", nbdkit=["-r"])
@@ -536,7 +536,7 @@ class ReadOnly(Case):
 
     @contextlib.contextmanager
     def unwritable(self, image):
-        """For root, too."""
+        """Makes the file unwritable, also for root."""
         if os.geteuid() != 0:
             os.chmod(image, 0o444)
         elif not shutil.which("chattr") or run("chattr", "+i", image, check=False).returncode:
@@ -546,7 +546,7 @@ class ReadOnly(Case):
             run("chattr", "-i", image)
 
     def test_a_file_that_can_not_be_written(self):
-        """Served read-only, and the reason is said, once, to who wanted to write."""
+        """The disk is served read-only, and the reason is logged once, when a client wants to write."""
         image = self.image("qcow2")
         with self.unwritable(image):
             server = self.serve(image, fmt="qcow2")
@@ -563,7 +563,7 @@ class ReadOnly(Case):
             self.assertNotIn("is served read-only", quiet.errors)
 
     def test_nothing_changes_before_a_writable_connection(self):
-        """writable=on-connect: a server that nobody connects to changes no byte."""
+        """writable=on-connect: a server without clients changes no byte."""
         for fmt in FORMATS:
             with self.part(fmt=fmt):
                 image = self.image(fmt)
@@ -572,7 +572,7 @@ class ReadOnly(Case):
                 self.assertEqual(sha256(image), before)
 
     def test_a_first_connection_repairs(self):
-        """Q-15, Q-17, L-06: the first writable connection checks, and clears what it may."""
+        """Q-15, Q-17, L-06: the first writable connection repairs, and clears the bits that it may clear."""
         self.need_repair()
         for fmt in FORMATS:
             with self.part(fmt=fmt):
@@ -586,7 +586,7 @@ class ReadOnly(Case):
                 check(image, fmt)
 
     def test_writable_now_repairs_before_it_listens(self):
-        """writable=now: the same before any connection."""
+        """writable=now: the same before there is any connection."""
         self.need_repair()
         for fmt in FORMATS:
             with self.part(fmt=fmt):
@@ -606,7 +606,7 @@ class ReadOnly(Case):
                 server = self.serve(image, "repair=off", fmt=fmt)
                 with self.assertRaises(nbd.Error):
                     server.connect()
-                run("qemu-img", "info", "-f", fmt, image)  # the lock isn't a writer's any more
+                run("qemu-img", "info", "-f", fmt, image)  # succeeds: the writer's lock is released
                 server.stop()
                 server = self.serve(image, "repair=off", fmt=fmt, nbdkit=["-r"])
                 self.assertEqual(server.connect().pread(4, MIB), b"xxxx")
@@ -614,7 +614,7 @@ class ReadOnly(Case):
                 self.assertEqual(sha256(image), before)
 
     def test_unknown_compatible_bits_are_kept(self):
-        """Q-17: unknown compat bits are ignored and preserved by a writable session."""
+        """Q-17: a writable session ignores and keeps unknown compatible bits."""
         for fmt, place in (("qed", (24, 8, "little")), ("qcow2", (80, 8, "big"))):
             with self.part(fmt=fmt):
                 image = create(self.path("disk"), fmt, SIZE)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""QEMU's own client library and qmp-shell drive the socket: as they speak, through socat, and the library itself where
-it is installed.  M-57"""
+"""QEMU's client library (qemu.qmp) and qmp-shell with the control socket: their messages, sent through socat, and the
+library itself if it is installed.  M-57"""
 
 import asyncio
 import importlib.util
@@ -17,7 +17,7 @@ LIBRARY = importlib.util.find_spec("qemu") and importlib.util.find_spec("qemu.qm
 
 
 class Speaks(MirrorCase):
-    """A process between: what is written to it reaches the socket in any pieces."""
+    """socat connects the test with the control socket, and may split messages anywhere."""
 
     def setUp(self):
         super().setUp()
@@ -34,14 +34,14 @@ class Speaks(MirrorCase):
         self.socat.stdin.flush()
 
     def message(self):
-        """A line that ends in CR LF, and is one object."""
+        """The next message: one JSON object on one line, which ends in CR LF."""
         self.assertTrue(select.select([self.socat.stdout], [], [], 20)[0] or self.socat.stdout.peek(1))
         line = self.socat.stdout.readline()
         self.assertTrue(line.endswith(b"\r\n"), line)
         return json.loads(line)
 
     def negotiate(self):
-        """as it judges a greeting: a version, and capabilities of which it enables oob"""
+        """Checks the greeting as the library does, and leaves capabilities negotiation; oob must not be offered."""
         greeting = self.message()["QMP"]
         self.assertTrue({"version", "capabilities"} <= greeting.keys())
         self.assertNotIn("oob", greeting["capabilities"])
@@ -56,7 +56,7 @@ class Speaks(MirrorCase):
         return name
 
     def test_the_library(self):
-        """commands one behind the other, without an end of line, while events come between"""
+        """commands are sent back to back without line ends; events may come between the replies"""
         self.negotiate()
         target = create(self.path("target.raw"), "raw", self.SIZE)
         ids = [self.issue("query-status"), self.issue("query-qmp-schema"), self.issue("blockdev-add", {
@@ -78,7 +78,7 @@ class Speaks(MirrorCase):
         self.assertEqual(replies[ids[4]]["error"]["class"], "CommandNotFound")
 
     def test_the_shell(self):
-        """enable is there, and empty; what is sent may lie on many lines, in single quotes"""
+        """as qmp-shell sends them: an empty "enable", messages over several lines, single quotes"""
         self.assertIn("QMP", self.message())
         self.tell(json.dumps({"execute": "qmp_capabilities", "arguments": {"enable": []}}, indent=4) + "\n")
         self.assertEqual(self.message(), {"return": {}})
@@ -87,7 +87,7 @@ class Speaks(MirrorCase):
         self.assertEqual((reply["id"], reply["return"][0]["node-name"]), (name, "drive0"))
         self.tell("{ 'execute': 'query-version' }")
         self.assertIn("qemu", self.message()["return"])
-        # Completion of names comes from here.
+        # qmp-shell completes command names from this list.
         self.issue("query-commands")
         self.assertIn({"name": "blockdev-mirror"}, self.message()["return"])
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Races by name: clients that write beside zeroes which are detected and unmapped (M-60), and into
-clusters that were just trimmed and are still to be punched (Q-21)."""
+"""Two races: writes beside zeroes that are detected and unmapped (M-60), and writes into clusters that
+were just trimmed and whose holes aren't punched yet (Q-21)."""
 
 import os
 import threading
@@ -34,7 +34,7 @@ class ZeroesBesideData(Case):
         failures = []
 
         def write_zeroes(turn):
-            """Over each cluster whole, then over its first half."""
+            """Zeroes each cluster, first completely, then only its first half."""
             for n in range(16):
                 zeroer.pwrite(bytes(CLUSTER), n * CLUSTER)
             for n in range(16):
@@ -64,9 +64,9 @@ class ZeroesBesideData(Case):
             for n in range(16):
                 cluster = found[n * CLUSTER:(n + 1) * CLUSTER]
                 self.assertEqual(cluster[:CLUSTER // 2], bytes(CLUSTER // 2), (turn, n))
-                for place in places:  # before the zeroes or behind them, and whole
+                for place in places:  # written before the zeroes or after them, and never in part
                     self.assertIn(bytes(cluster[place:place + 512]), (bytes(512), bytes([turn]) * 512), (turn, n, place))
-            # Alone, a half of the cluster is all that zeroes take.
+            # Zeroes in the first half of a cluster must not change data in its second half.
             write_data(writers[0], places[0], 255)
             thread = threading.Thread(target=run_one, args=(write_zeroes_in_halves, zeroer))
             thread.start()
@@ -91,8 +91,8 @@ def write_zeroes_in_halves(handle):
 @parametrised
 @unittest.skipIf(STANDIN, "needs the plugin")
 class WritesBehindTrims(Case):
-    """Clients trim clusters and write parts of them again at once, while all holes are still to be
-    made: what was written stays, what wasn't reads as zeroes, and no hole comes later.  Q-21"""
+    """Clients trim clusters and at once write to parts of them, while no hole has been punched yet: the
+    written data stays, the rest reads as zeroes, and no later hole destroys it.  Q-21"""
 
     cases_of = {name: (fmt, backing) for name, fmt, backing in (
         ("qcow2", "qcow2", False), ("qed", "qed", False), ("qed over a base", "qed", True))}

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Images on Ceph RBD, against a real cluster: served, written, copied to and from, and when the cluster
-fails."""
+"""Images on a real Ceph cluster: served, written, copied from and to, and while the cluster fails."""
 
 import errno
 import faulthandler
@@ -41,16 +40,16 @@ WHY_NOT = reason_to_skip()
 
 @unittest.skipIf(WHY_NOT, WHY_NOT)
 class RbdCase(ControlCase):
-    """A cluster for each class; an image that is one of a test's is removed after it."""
+    """Each class has its own cluster, whose images are removed after each test."""
 
-    TIMEOUT = 300  # a request that hangs ends the run of the class, with all threads' places in the log
+    TIMEOUT = 300  # seconds; then the class ends, with the stacks of all threads in the log
     AUTH = "none"
 
     @classmethod
     def setUpClass(cls):
         cls.home = tempfile.mkdtemp(prefix="qimg-ceph-", dir=harness.tmp_root())
         cls.addClassCleanup(shutil.rmtree, cls.home, ignore_errors=True)
-        faulthandler.dump_traceback_later(cls.TIMEOUT, exit=True)  # until the test has its own
+        faulthandler.dump_traceback_later(cls.TIMEOUT, exit=True)  # until a test sets its own
         try:
             cls.ceph = ceph_cluster.Cluster(cls.home, auth=cls.AUTH)
         finally:
@@ -76,7 +75,7 @@ class RbdCase(ControlCase):
         self.assertRegex(done.stderr, words)
 
     def begin(self, image, *keys):
-        """A server with a control socket, a client of each kind."""
+        """Starts a server with a control socket, and connects a QMP and an NBD client."""
         self.start(*keys, image=image)
         self.client = self.qmp()
         self.disk = self.server.connect()
@@ -93,7 +92,7 @@ class RbdCase(ControlCase):
         self.client.event("JOB_STATUS_CHANGE", id="job", status="null")
 
     def serve_again(self, image, *keys):
-        """After a kill -9: Ceph has to notice that the old server died."""
+        """Serves an image after kill -9 of its server: tries again until Ceph has noticed that."""
         deadline = time.monotonic() + 30
         while True:
             try:
@@ -105,7 +104,7 @@ class RbdCase(ControlCase):
 
 
 class Images(RbdCase):
-    """Served, and in commands (R-01, R-02, R-03, R-07)."""
+    """Images are served, and used by commands (R-01, R-02, R-03, R-07)."""
 
     def test_raw(self):
         self.ceph.create("disk", SIZE)
@@ -125,7 +124,7 @@ class Images(RbdCase):
         run("qemu-img", "check", "-f", fmt, name)
         self.qimg("check", name)
         model.expect(harness.content(name, fmt), "qemu-img convert")
-        # Again, and over what is there; then a crash, which keeps what was flushed.
+        # A second session on the same content, and then a crash, after which all flushed data must be there.
         server = self.serve(name)
         handle = server.connect()
         exercise([handle], model, self.rng, 100)
@@ -144,7 +143,7 @@ class Images(RbdCase):
         self.check_format("qed")
 
     def test_in_the_background(self):
-        """The fork comes after the image was opened."""
+        """nbdkit forks into the background after the image was opened."""
         self.ceph.create("disk", SIZE)
         folder = pathlib.Path(self.dir)
         run("nbdkit", "-U", folder / "sock", "-P", folder / "pid", PLUGIN, "rbd:rbd/disk", "format=raw", "writable=now",
@@ -167,19 +166,19 @@ class Images(RbdCase):
     def test_locks(self):
         self.ceph.create("disk", SIZE)
         server = self.serve("rbd:rbd/disk", "format=raw", "writable=now")
-        server.connect()  # it has the lock again, after what could have been a fork
+        server.connect()  # now it has the lock again, which it had given up for a possible fork
         self.refused("rbd:rbd/disk", "format=raw", words=["another process is using the image"], name=False)
         self.command_fails("another process is using", "compare", "-f", "raw", "-F", "raw", "rbd:rbd/disk", "rbd:rbd/disk")
         self.qimg("info", "-U", "-f", "raw", "rbd:rbd/disk")
         server.stop()
         self.qimg("info", "-f", "raw", "rbd:rbd/disk")
-        # A reader doesn't mind readers.
+        # There can be several readers.
         first = self.serve("rbd:rbd/disk", "format=raw", nbdkit=["-r"])
         second = self.serve("rbd:rbd/disk", "format=raw", nbdkit=["-r"])
         self.assertEqual(first.connect().pread(512, 0), second.connect().pread(512, 0))
         first.stop()
         second.stop()
-        # Who died is forgotten.
+        # The lock of a server that died is removed.
         server = self.serve("rbd:rbd/disk", "format=raw")
         server.connect().pwrite(b"y" * 512, 0, nbd.CMD_FLAG_FUA)
         server.kill()
@@ -209,7 +208,7 @@ class Images(RbdCase):
         self.command_fails("is a snapshot", "resize", "-f", "raw", "rbd:rbd/disk@s", "32M")
 
     def test_status(self):
-        """Objects that are not there are holes, in images and their snapshots."""
+        """Missing objects are reported as holes, in images and in their snapshots."""
         self.ceph.create("disk", 10 * SIZE)
         server = self.serve("rbd:rbd/disk", "format=raw")
         handle = server.connect()
@@ -234,7 +233,7 @@ class Images(RbdCase):
         self.assertEqual([e["start"] // MIB for e in entries if e["data"]], [8, 96])
 
     def test_backing_files(self):
-        """A local overlay on what lies there, by name of the image or of the user."""
+        """A local overlay over an RBD image that is named by the overlay or by the user."""
         payload = self.rng.randbytes(2 * MIB)
         self.qimg("create", "-f", "qcow2", "rbd:rbd/base", SIZE)
         server = self.serve("rbd:rbd/base")
@@ -272,7 +271,7 @@ class Images(RbdCase):
         self.qimg("compare", "-f", "raw", "-F", "qcow2", "rbd:rbd/raw", "rbd:rbd/image")
         self.qimg("convert", "-f", "qcow2", "-O", "qcow2", "rbd:rbd/image", self.path("back.qcow2"))
         self.assertEqual(harness.content(self.path("back.qcow2"), "qcow2"), flat)
-        # What is there isn't made again, but can be written to.
+        # An existing image isn't created again, but can be written to.
         self.command_fails("File exists", "convert", "-f", "qcow2", "-O", "raw", source, "rbd:rbd/raw")
         self.assertEqual(self.ceph.export("raw"), flat)
         self.qimg("convert", "-n", "-f", "qcow2", "-O", "raw", source, "rbd:rbd/raw")
@@ -282,7 +281,7 @@ class Images(RbdCase):
         self.assertIn("qcow2", self.qimg("info", "--image-opts", options).stdout)
 
     def test_a_conversion_that_fails_leaves_nothing(self):
-        """Neither the image nor its data file, wherever they lie."""
+        """Neither an image nor a data file is left, on Ceph or local."""
         source = create(self.path("source.qcow2"), "qcow2", SIZE)
         fill(source, "qcow2", [(0, self.rng.randbytes(MIB)), (20 * MIB, self.rng.randbytes(MIB))])
         layout = harness.json.loads(self.qimg("map", "--output=json", source).stdout)
@@ -292,12 +291,12 @@ class Images(RbdCase):
             self.command_fails(".", "convert", "-f", "qcow2", "-O", "qcow2", "-o", "data_file=rbd:rbd/data,data_file_raw=on", source,
                                target)
             self.assertEqual(self.ceph.run("rbd", "ls", "rbd"), "")
-        self.ceph.create("data", SIZE)  # what was there stays
+        self.ceph.create("data", SIZE)  # an existing image stays
         self.command_fails(".", "convert", "-f", "qcow2", "-O", "qcow2", "-o", "data_file=rbd:rbd/data", source, "rbd:rbd/new")
         self.assertEqual(self.ceph.run("rbd", "ls", "rbd").split(), ["data"])
 
     def test_the_images_own_configuration(self):
-        """It wins over ours: a cache could forget writes that fail."""
+        """Settings of an image or pool override ours: a cache is refused, because it could lose failed writes."""
         self.ceph.create("disk", SIZE)
         for key, value in (("rbd_cache", "true"), ("rbd_disable_zero_copy_writes", "false")):
             for level, name in (("image", "rbd/disk"), ("pool", "rbd")):
@@ -310,7 +309,7 @@ class Images(RbdCase):
         self.qimg("info", "-f", "raw", "rbd:rbd/disk")
 
     def test_qimg_serve(self):
-        """Its socket lies in the folder that we are in; another server takes it over."""
+        """The socket lies in the current folder, and a second server takes over."""
         self.ceph.create("disk", SIZE)
 
         def begin(*words):
@@ -332,7 +331,7 @@ class Images(RbdCase):
         done = run(QIMG, "serve", "--replace", "rbd:rbd/other", "control=qmp", "format=raw", cwd=self.dir, check=False,
                    env=harness.plugin_env())
         self.assertIn("is served, and not by the other server", done.stderr)
-        with Qmp(self.path("qmp")) as client:  # one of that name, in another cluster
+        with Qmp(self.path("qmp")) as client:  # an image of the same name in another cluster
             with self.assertRaisesRegex(QmpError, "is served, and not by the other server"):
                 client.cmd("x-qimg-handover", exports=[{"name": "", "place": "rbd:rbd/disk", "device": 1, "inode": 1}])
         second, uri = begin("--replace", "rbd:rbd/disk")
@@ -366,7 +365,7 @@ class Images(RbdCase):
 
 
 class Jobs(RbdCase):
-    """A running disk goes there, and comes back (R-03)."""
+    """The disk of a running server moves to Ceph and back (R-03)."""
 
     def local_disk(self):
         image = create(self.path("disk.qcow2"), "qcow2", SIZE)
@@ -456,8 +455,8 @@ class Jobs(RbdCase):
         self.assertEqual(harness.content("rbd:rbd/base", "qcow2")[2 * MIB:3 * MIB], payload)
 
     def test_snapshots_of_a_disk_with_options(self):
-        """What an overlay would name in vain at the next start is refused before anything changes; what is a
-        secret isn't shown."""
+        """A snapshot is refused before anything changes if the server couldn't open the overlay's backing name at its
+        next start.  Secrets in the name aren't shown."""
         self.qimg("create", "-f", "qcow2", "rbd:rbd/disk", SIZE)
         self.begin("rbd:rbd/disk:id=admin:key=AQDYSMpaAAAAABAA0YqwB3GMSYWeDyTbRaxklA==")
         shown = str(self.client.cmd("query-block")) + str(self.client.cmd("query-named-block-nodes"))
@@ -474,14 +473,14 @@ class Jobs(RbdCase):
         self.assertFalse(os.path.exists(overlay))
         self.disk.pwrite(b"on" * 256, 0)
         self.server.stop()
-        # Without options the overlay is found again.
+        # A name without options can be opened from the overlay.
         self.begin("rbd:rbd/disk")
         self.client.cmd("blockdev-snapshot-sync", device="drive0", snapshot_file=overlay)
         self.server.stop()
         self.assertEqual(self.serve(overlay).connect().pread(512, 0), b"on" * 256)
 
     def test_copies_over_a_backing_file_with_options(self):
-        """As snapshots: a mirror of the top alone would name it."""
+        """The same for a mirror with sync=top, whose target would name the backing file."""
         self.qimg("create", "-f", "qcow2", "rbd:rbd/base", SIZE)
         overlay, copy = self.path("overlay.qcow2"), self.path("copy.qcow2")
         self.qimg("create", "-f", "qcow2", "-b", "rbd:rbd/base", "-F", "qcow2", overlay)
@@ -491,7 +490,7 @@ class Jobs(RbdCase):
         self.assertFalse(os.path.exists(copy))
 
     def test_an_overlay_there_with_a_relative_name(self):
-        """It wouldn't be found at the next start."""
+        """An overlay on Ceph with a relative backing name is refused: there is no folder that it is relative to."""
         self.qimg("create", "-f", "qcow2", "rbd:rbd/base", SIZE)
         run("qemu-img", "create", "-f", "qcow2", "-u", "-b", "base", "-F", "qcow2", "rbd:rbd/overlay", str(SIZE))
         self.begin("rbd:rbd/base")
@@ -510,15 +509,15 @@ class Jobs(RbdCase):
 
 
 class Trouble(RbdCase):
-    """The cluster fails, and comes back (R-04, R-05, R-06, R-11)."""
+    """The cluster fails and recovers (R-04, R-05, R-06, R-11)."""
 
-    TIMEOUT = 400  # an OSD may have to be started anew
+    TIMEOUT = 400  # seconds; an OSD may have to be started several times
 
     def kill_and_restart(self, writers, times):
         for _ in range(times):
             self.ceph.signal_osd(signal.SIGKILL)
             counts = [writer.count for writer in writers.all]
-            time.sleep(0.5)  # requests are on their way, to nobody
+            time.sleep(0.5)  # requests are sent, but there is no OSD
             self.ceph.restart_osd()
             try:
                 wait_until(lambda: all(w.error or w.count > n + 5 for w, n in zip(writers.all, counts)), 60,
@@ -586,7 +585,7 @@ class Trouble(RbdCase):
         self.assertGreater(failed, 0, "a full pool takes everything")
         model.compare(handle, 0, 12 * MIB)
         self.ceph.be_full(False)
-        for off in range(12 * MIB, 20 * MIB, MIB):  # it is known again what it has
+        for off in range(12 * MIB, 20 * MIB, MIB):  # rewrite the ranges whose writes failed, so that their content is known
             model.write(handle, off, self.rng.randbytes(MIB))
         exercise([handle], model, self.rng, 50)
         server.stop()
@@ -600,7 +599,8 @@ class Trouble(RbdCase):
         self.check_full("qcow2")
 
     def answered_early(self, *params):
-        """A raw disk of which a write was answered that the cluster doesn't take; its client, and the bytes."""
+        """Serves a raw disk whose writes are answered before the cluster has them; returns the server, a connection
+        and bytes to write."""
         self.ceph.create("disk", SIZE)
         server = self.serve("rbd:rbd/disk:rados_osd_op_timeout=2", "format=raw", *params)
         handle, payload = server.connect(), self.rng.randbytes(64 * KIB)
@@ -609,7 +609,8 @@ class Trouble(RbdCase):
         return server, handle, payload
 
     def test_full_for_what_was_answered(self):
-        """It stays here, and is read from here; a flush says that it isn't there; and it gets there when there is room."""
+        """A full cluster and a write that was answered early: the server keeps the data in memory and reads it from
+        there, flushes fail, and the data is written when there is space."""
         server, handle, payload = self.answered_early()
         self.ceph.be_full(True)
         handle.pwrite(payload, MIB)
@@ -625,7 +626,7 @@ class Trouble(RbdCase):
         server.stop()
 
     def test_full_when_flushes_are_void(self):
-        """Nothing has to be durable, but a write that isn't made is told of."""
+        """cache=volatile: a flush doesn't have to make anything durable, but it reports a write that failed."""
         server, handle, payload = self.answered_early("cache=volatile")
         self.ceph.be_full(True)
         handle.pwrite(payload, MIB)
@@ -636,7 +637,7 @@ class Trouble(RbdCase):
         server.stop()
 
     def check_full_at_the_end(self, fmt):
-        """A conversion syncs nothing; but it doesn't end well before the cluster has its writes."""
+        """A conversion doesn't flush, but it only succeeds when the cluster has all its writes."""
         with open(self.path("source"), "wb") as file:
             file.write(self.rng.randbytes(64 * KIB))
         self.qimg("create", "-f", fmt, "rbd:rbd/disk", 64 * KIB)
@@ -659,14 +660,14 @@ class Trouble(RbdCase):
         handle.pwrite(payload, MIB)
         self.errno((errno.ETIMEDOUT, errno.EIO), handle.flush)
         self.errno((errno.ETIMEDOUT, errno.EIO), handle.pread, 4096, MIB)
-        self.errno((errno.ETIMEDOUT, errno.EIO), handle.pwrite, payload, 2 * MIB)  # it is known to hang
+        self.errno((errno.ETIMEDOUT, errno.EIO), handle.pwrite, payload, 2 * MIB)  # fails at once: the cluster is known to hang
         self.ceph.signal_osd(signal.SIGCONT)
         handle.flush()
         self.assertEqual(self.ceph.export("disk")[MIB:MIB + 64 * KIB], payload)
         server.stop()
 
     def test_without_a_cache(self):
-        """cache=none: the cluster has what was answered."""
+        """cache=none: a write is answered when the cluster has it."""
         server, handle, payload = self.answered_early("cache=none")
         self.hang()
         self.errno((errno.ETIMEDOUT, errno.EIO), handle.pwrite, payload, MIB)
@@ -680,7 +681,7 @@ class Trouble(RbdCase):
         self.addCleanup(self.ceph.signal_osd, signal.SIGCONT)
 
     def test_a_cluster_that_hangs(self):
-        """It delays nobody else; who asks it is answered at the deadline; and all goes on afterwards."""
+        """Other disks aren't delayed, requests to the cluster fail at their deadline, and afterwards all goes on."""
         self.ceph.create("disk", SIZE)
         local = create(self.path("local.raw"), "raw", SIZE)
         server = self.serve(None, "format=raw", "export=a:rbd:rbd/disk:rados_osd_op_timeout=2", f"export=b:{local}")
@@ -692,9 +693,9 @@ class Trouble(RbdCase):
         near.pwrite(b"n" * 4096, 4 * MIB)
         near.flush()
         self.errno((errno.ETIMEDOUT, errno.EIO), far.pwrite, b"2" * 4096, 0)
-        self.errno((errno.ETIMEDOUT, errno.EIO), far.pwrite, b"3" * 4096, 0)  # waits for the other
+        self.errno((errno.ETIMEDOUT, errno.EIO), far.pwrite, b"3" * 4096, 0)  # waits for the overlapping write
         self.ceph.signal_osd(signal.SIGCONT)
-        far.pwrite(b"4" * 4096, 0)  # nothing that was left behind comes after it
+        far.pwrite(b"4" * 4096, 0)  # no older write may arrive after this one
         far.flush()
         self.assertEqual(far.pread(4096, 0), b"4" * 4096)
         server.stop()
@@ -732,7 +733,7 @@ class Trouble(RbdCase):
 
 
 class Keys(RbdCase):
-    """A cluster that wants to know who asks (R-01, R-07)."""
+    """A cluster with authentication (R-01, R-07)."""
 
     AUTH = "cephx"
 
@@ -757,7 +758,7 @@ class Keys(RbdCase):
         return f"rbd:{image}:id={user}:conf={self.ceph.conf}:keyring={ring or self.rings[user]}"
 
     def test_a_user_of_one_pool(self):
-        """serves, converts, compares, moves a disk there"""
+        """a user with access to one pool: serve, convert, compare, and move a disk there"""
         self.ceph.create("disk", SIZE, pool="vms")
         name, model = self.name("one"), Model(bytes(SIZE))
         server = self.serve(name, "format=raw")
@@ -780,7 +781,7 @@ class Keys(RbdCase):
         self.assertEqual(self.ceph.export("moved", pool="vms"), bytes(content))
 
     def test_by_options(self):
-        """as qemu-img is told: the key as a secret, the monitors by their addresses"""
+        """by options, like qemu-img: the key as a secret, the monitors by their addresses"""
         self.ceph.create("disk", SIZE, pool="vms")
         secret = f"secret,id=s,format=base64,data={self.ceph.key('one')}"
         rbd = {"driver": "rbd", "pool": "vms", "image": "disk", "user": "one", "key-secret": "s",
@@ -816,7 +817,7 @@ class Keys(RbdCase):
             self.client.cmd("blockdev-add", driver="raw", node_name="there", file={**rbd, "auth-client-required": ["gss"]})
 
     def test_who_may_not(self):
-        """is told so, and why, without a wait"""
+        """a user without access gets an error with the reason, without a wait"""
         self.ceph.create("disk", SIZE, pool="vms")
         self.ceph.create("disk", SIZE)
         refused = "client.one: .*(Permission denied|Operation not permitted)"
@@ -834,7 +835,7 @@ class Keys(RbdCase):
                 self.refused(name, "format=raw", words=[says], name=False)
 
     def test_what_images_name(self):
-        """is asked for by the process' user, as an image has no say in that"""
+        """images that other images name are opened as the process' user; an image can't choose the user"""
         overlay, upper = self.path("overlay.qcow2"), self.path("upper.qcow2")
         args = f"--id one --keyring={self.rings['one']}"
         self.addCleanup(os.environ.pop, "CEPH_ARGS")
@@ -864,7 +865,7 @@ class Keys(RbdCase):
 
 
 class Others(RbdCase):
-    """What is done to an image beside its server, by other clients and administrators (R-08, R-09)."""
+    """Other clients and administrators change an image while it is served (R-08, R-09)."""
 
     def admin(self, *words):
         return self.ceph.run("rbd", words[0], *(["--no-progress"] if words[0] in ("rm", "resize") else []), *words[1:])
@@ -875,7 +876,7 @@ class Others(RbdCase):
         self.assertIn("watchers", done.stderr)
 
     def test_an_image_that_is_read_stays(self):
-        """It would read as zeroes from then on; also one that lies below others."""
+        """An image that is served read-only, or is a backing file, can't be removed: it would read as zeroes."""
         self.qimg("create", "-f", "qcow2", "rbd:rbd/base", SIZE)
         server = self.serve("rbd:rbd/base")
         server.connect().pwrite(b"b" * MIB, MIB)
@@ -889,7 +890,7 @@ class Others(RbdCase):
             server.stop()
 
     def test_a_snapshot_is_removed(self):
-        """Its reader gets an error, and no zeroes; the image's own goes on."""
+        """A reader of a removed snapshot gets errors, not zeroes; clients of the image itself go on."""
         self.ceph.create("disk", SIZE)
         server = self.serve("rbd:rbd/disk", "format=raw")
         handle = server.connect()
@@ -914,8 +915,8 @@ class Others(RbdCase):
         server.stop()
 
     def test_what_others_wrote_before_the_first_client(self):
-        """A server that nobody has written through yet keeps no writer away; nothing of what it read by then is
-        believed when it becomes one."""
+        """Before its first writable connection a server doesn't exclude other writers; with that connection it drops
+        everything that it has read before."""
         for fmt in ("qcow2", "qed"):
             with self.subTest(fmt=fmt):
                 name, model = f"rbd:rbd/disk.{fmt}", Model(bytes(SIZE))
@@ -936,7 +937,7 @@ class Others(RbdCase):
                     self.expect_all_recorded(name, model)
 
     def expect_all_recorded(self, name, model):
-        """The bitmap, which records since the disk was empty, has all that isn't zero."""
+        """The bitmap was added when the disk was empty: everything that isn't zero must be dirty."""
         with tempfile.TemporaryDirectory(dir=self.dir) as folder:
             sock = os.path.join(folder, "s")
             server = subprocess.Popen(["qemu-nbd", "-t", "-r", "-f", "qcow2", "-k", sock, "-B", "b", name])
@@ -948,12 +949,12 @@ class Others(RbdCase):
             server.wait(20)
         self.assertTrue(any(not mark["data"] for mark in marks), "nothing is recorded")
         for mark in marks:
-            if mark["data"]:  # isn't dirty, as qemu-img shows it
+            if mark["data"]:  # qemu-img shows clean ranges as data
                 start, end = mark["start"], mark["start"] + mark["length"]
                 self.assertFalse(any(model.data[start:end]), f"{start} to {end} isn't recorded")
 
     def test_one_that_has_become_another(self):
-        """Of another size: who opened it before doesn't write to it."""
+        """Another client changes the size before the first connection: the server refuses to write."""
         self.qimg("create", "-f", "qcow2", "rbd:rbd/disk", SIZE)
         idle = self.serve("rbd:rbd/disk")
         self.qimg("resize", "-f", "qcow2", "rbd:rbd/disk", "+8M")
@@ -965,7 +966,7 @@ class Others(RbdCase):
         self.serve("rbd:rbd/disk").connect().pwrite(b"new" * 1024, SIZE)
 
     def test_an_image_is_made_in_one_that_is_there(self):
-        """blockdev-create; not in one that is served"""
+        """blockdev-create makes an image inside an existing RBD image, but not in one that is served"""
         self.ceph.create("disk", SIZE)
         self.ceph.create("there", 2 * SIZE)
         self.begin("rbd:rbd/disk", "format=raw", "lock=off")
@@ -986,7 +987,7 @@ class Others(RbdCase):
         self.assertEqual(harness.content("rbd:rbd/there", "qcow2")[:4096], b"d" * 4096)
 
     def test_an_image_is_resized(self):
-        """What is written behind the end of one that was made smaller isn't lost: it grows again."""
+        """Writes past the end of an image that somebody has shrunk aren't lost: the server grows it again."""
         self.ceph.create("disk", SIZE)
         server = self.serve("rbd:rbd/disk", "format=raw", "writable=now")
         handle = server.connect()
@@ -1013,7 +1014,7 @@ class Others(RbdCase):
         self.assertEqual(content[16 * MIB:16 * MIB + 4096], b"4" * 4096)
 
     def resize_under_writers(self, server):
-        """None of them gets an error."""
+        """Resizes the image many times while clients write; none of them may get an error."""
         errors, over = [], threading.Event()
 
         def write(handle, rng):
@@ -1041,25 +1042,25 @@ class Others(RbdCase):
         self.ceph.run("ceph", "osd", "blocklist", "add", address)
         self.addCleanup(self.ceph.run, "ceph", "osd", "blocklist", "clear")
 
-        def is_refused():  # the OSD may hear of it a moment later
+        def is_refused():  # the OSD may get the new blocklist a moment later
             try:
                 handle.pread(4096, 0)
             except nbd.Error:
                 return True
             return False
         wait_until(is_refused, 30, "an error of the client's")
-        # A flush may go well: what was answered is in the cluster.
+        # A flush isn't tried: it may succeed, as all answered writes are in the cluster.
         for call in ((handle.pwrite, b"2" * 4096, 0), (handle.pread, 4096, 0)):
             self.errno((errno.ESHUTDOWN, errno.EIO), *call)
         self.assertIn("rbd:rbd/disk: the cluster has blocklisted this client", server.errors)
         server.stop()
-        # Another client has the image at once.
+        # Another client can use the image at once.
         handle = self.serve("rbd:rbd/disk", "format=raw", "writable=now").connect()
         self.assertEqual(handle.pread(4096, 0), b"1" * 4096)
         handle.pwrite(b"3" * 4096, 0, nbd.CMD_FLAG_FUA)
 
     def test_a_monitor_that_hangs(self):
-        """Who is connected needs none; who wants to be is told in time."""
+        """Existing connections don't need the monitor; new ones fail at their timeout."""
         self.ceph.create("disk", SIZE)
         handle = self.serve("rbd:rbd/disk", "format=raw", "writable=now").connect()
         harness.freeze(self.ceph.processes["mon"])
@@ -1073,11 +1074,11 @@ class Others(RbdCase):
         self.qimg("info", "-U", "-f", "raw", name)
 
     def test_locks_with_long_names(self):
-        """Those that people set, in any number: nobody who is alive has one."""
+        """Many locks with long names, set by people: readers ignore them, writers are refused."""
         self.ceph.create("disk", SIZE)
         for n in range(6):
             self.admin("lock", "add", "--shared", "tag", "rbd/disk", f"{n}" * 1000)
-        for lock in harness.json.loads(self.admin("lock", "ls", "--format=json", "rbd/disk")):  # else it can't be removed
+        for lock in harness.json.loads(self.admin("lock", "ls", "--format=json", "rbd/disk")):  # otherwise the image can't be removed
             self.addCleanup(self.admin, "lock", "rm", "rbd/disk", lock["id"], lock["locker"])
         self.qimg("info", "-f", "raw", "rbd:rbd/disk")
         self.serve("rbd:rbd/disk", "format=raw", nbdkit=["-r"]).stop()
@@ -1085,8 +1086,8 @@ class Others(RbdCase):
                      name=False)
 
     def test_who_asks(self):
-        """Options in CEPH_ARGS hold, and so does --id, as for Ceph's own programs, unless the name has one; QEMU has no eye for
-        --id."""
+        """Options in CEPH_ARGS are used, also --id, like in Ceph's own programs, unless the name has an id.  (QEMU
+        ignores --id.)"""
         self.ceph.create("disk", SIZE)
         for number, (args, name, who) in enumerate((
                 ("", "rbd:rbd/disk", "admin"), ("--id nobody", "rbd:rbd/disk", "nobody"), ("--id=nobody", "rbd:rbd/disk", "nobody"),
@@ -1098,7 +1099,7 @@ class Others(RbdCase):
 
 class Guide(RbdCase, Examples):
     def test_examples(self):
-        """qimg-guide(7): a disk of its own moves, while it is used."""
+        """The examples of qimg-guide(7) that need Ceph: a disk moves there while it is used."""
         self.ceph.run("ceph", "osd", "pool", "create", "vms", "8", "8")
         self.ceph.run("rbd", "pool", "init", "vms")
         guide = (harness.ROOT / "server" / "qimg-guide.pod").read_text(encoding="utf-8")

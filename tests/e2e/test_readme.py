@@ -26,14 +26,14 @@ class Readme(Examples):
                          "take the file as pictures/map.svg")
 
     def test_words_of_the_measurement(self):
-        """They are understood; what they do takes half an hour."""
+        """The options are accepted; the measurement itself would take half an hour."""
         lines = re.findall(r"^scripts/bench .*$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
         self.assertGreater(len(lines), 3)
         for line in lines:
             self.assertIn("read-4k-d1 ", run("bash", "-c", line.split("#")[0] + " --list", cwd=ROOT).stdout, line)
 
     def test_picture_of_the_table(self):
-        """It shows what the table tells, and says how it is made."""
+        """The picture shows the figures of the table, and says how it is made."""
         command = "scripts/bench --from README.md --plot pictures/speed.svg"
         self.assertIn(f"Made with: {command}<", picture("speed.svg"))
         run("cp", "-r", ROOT / "scripts", ROOT / "README.md", self.dir)

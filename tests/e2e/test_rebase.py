@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""O-04: `qimg rebase` and `qimg commit`: as qemu-img's, beside it."""
+"""O-04: `qimg rebase` and `qimg commit` compared with qemu-img's."""
 
 import itertools
 import os
@@ -37,7 +37,7 @@ class Beside(SideBySide):
             ("-f qcow2 over.qcow2", "over.qcow2:qcow2 a.raw:raw"), ("--image-opts driver=qcow2,file.filename=top.qcow2", "over.qcow2:qcow2"))])
 
     def test_raw_data_files(self):
-        """have nothing of a backing file"""
+        """an image with a raw data file can't have a backing file"""
         self.rows([(f"rebase {words} -b b.raw -F raw data.qcow2", "data.qcow2:qcow2") for words in ("", "-u")])
 
     def test_refused(self):
@@ -50,7 +50,7 @@ class Beside(SideBySide):
 
 class Alone(Case):
     def chain(self, fmt="qcow2"):
-        """base <- top, and another base; what top reads as."""
+        """Makes base <- top, and another base; returns what top reads as."""
         base, other, top = (bytearray(pattern(i, 4 * MIB)) for i in (1, 2, 3))
         other[MIB:2 * MIB] = base[MIB:2 * MIB]
         base[2 * MIB:3 * MIB] = bytes(MIB)
@@ -70,7 +70,8 @@ class Alone(Case):
         self.assertIn('"compressed-clusters"', run("qemu-img", "check", "--output=json", "top", cwd=self.dir).stdout)
 
     def test_of_an_image_without_one(self):
-        """Its holes are zeroes, and stay so; qemu-img lets the new file show through in version 2."""
+        """Holes of an image without a backing file must still be zeroes over the new one.  (With qemu-img they show the
+        new backing file in version 2.)"""
         data = bytes(MIB) + pattern(1, 100 * KIB) + bytes(3 * MIB - 100 * KIB)
         pathlib.Path(self.path("base")).write_bytes(pattern(2, 4 * MIB))
         for fmt, options in (("qcow2", "compat=0.10"), ("qcow2", "compat=1.1"), ("qcow2", "extended_l2=on"), ("qed", "")):
@@ -80,7 +81,7 @@ class Alone(Case):
             self.assertEqual(content(self.path("i"), fmt), data, (fmt, options))
 
     def test_zeroes_take_no_place(self):
-        """that an image without a backing file has, and has to go on having over the new one"""
+        """holes become zero clusters, which need no space in the file"""
         for fmt, options in (("qcow2", ""), ("qcow2", "extended_l2=on"), ("qed", "")):
             with self.part(fmt=fmt, options=options):
                 image = create(self.path("i"), fmt, 4 * MIB, options)
@@ -94,7 +95,7 @@ class Alone(Case):
                 self.assertLess(os.path.getsize(image), size + MIB)
 
     def test_zeroes_behind_a_short_backing_file(self):
-        """go on being zeroes over a longer one, also where they begin inside of a cluster that both have the same in"""
+        """the zeroes stay over a longer file, also if they begin inside a cluster whose first part both files share"""
         rows = [("qcow2", "compat=0.10"), ("qcow2", ""), ("qcow2", "extended_l2=on"), ("qed", ""),
                 ("qcow2", "cluster_size=2M,compat=0.10"), ("qcow2", "cluster_size=2M")]
         for end, (fmt, options) in itertools.product((MIB, MIB + 512, MIB + 70 * KIB), rows):
@@ -108,7 +109,7 @@ class Alone(Case):
                 run("qemu-img", "check", "-q", "-f", fmt, image)
 
     def test_holes_of_the_backing_file(self):
-        """that the new one fills"""
+        """holes of the old backing file, where the new one has data, must still be zeroes"""
         for options in ("compat=0.10", "cluster_size=2M,compat=0.10", "cluster_size=2M"):
             with self.part(options=options):
                 data = pattern(1, 100 * KIB) + bytes(4 * MIB - 100 * KIB)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""O-03: `qimg resize`: as qemu-img's, beside it; and cut short by kill -9."""
+"""O-03: `qimg resize` compared with `qemu-img resize`; and interrupted by kill -9."""
 
 import os
 import random
@@ -24,7 +24,7 @@ class Resize(SideBySide):
                    ("resize --image-opts driver=qcow2,file.filename=a.qcow2 5M", "a.qcow2:qcow2")])
 
     def test_data_file(self):
-        """It is as long as the disk, whether it is read by itself or not."""
+        """An external data file, raw or not, is resized like qemu-img does."""
         for options in ("", ",data_file_raw=on"):
             for words in ("resize disk.qcow2 6M", "resize --shrink disk.qcow2 2M"):
                 with self.subTest(words=words, options=options):
@@ -49,7 +49,7 @@ class Resize(SideBySide):
                    for mode in ("off", "metadata", "falloc", "full")])
 
     def test_preallocation_inside_of_clusters(self):
-        """from and to sizes where no cluster ends"""
+        """old and new sizes that aren't multiples of the cluster size"""
         self.rows([(f"resize -f qcow2 --preallocation={mode} odd.qcow2 +{more}k", "odd.qcow2:qcow2",
                     f"qemu-img create -q -f qcow2 -o cluster_size={cluster},{options} odd.qcow2 2000k")
                    for mode in ("metadata", "falloc", "full") for more in (16, 48, 80)
@@ -65,7 +65,7 @@ class Resize(SideBySide):
 
 class Alone(Case):
     def test_what_was_cut_off_stays_away(self):
-        """A disk that shrinks and grows reads as zeroes behind where it ended, inside a cluster, too."""
+        """A disk that shrinks and grows again reads as zeroes behind the smaller end, even inside a cluster."""
         for fmt, options in (("qcow2", ""), ("qcow2", "extended_l2=on"), ("qcow2", "compat=0.10"), ("raw", "")):
             with self.part(fmt=fmt, options=options):
                 image, data = create(self.path("i"), fmt, 4 * MIB, options), pattern(1, 4 * MIB)
@@ -82,7 +82,7 @@ class Alone(Case):
         run("qemu-img", "check", "-q", image)
 
     def test_space_of_refcount_blocks_is_given_back(self):
-        """They lie all over the file, where its clusters are small."""
+        """With small clusters refcount blocks lie all over the file."""
         for options in ("cluster_size=512", "cluster_size=512,refcount_bits=32", "cluster_size=1k,preallocation=metadata",
                         "cluster_size=512,lazy_refcounts=on", "cluster_size=512,compat=0.10"):
             with self.part(options=options):
@@ -99,7 +99,7 @@ class Alone(Case):
                 self.assertEqual(content(image, "qcow2"), data)
 
     def test_a_backing_file_that_is_longer(self):
-        """Is hidden where the disk grows over it, wherever that is cut short."""
+        """Data of a longer backing file doesn't show when the disk grows over it."""
         for fmt in ("qcow2", "qed"):
             with self.part(fmt=fmt):
                 create(self.path("base"), "qcow2", 4 * MIB)
@@ -109,7 +109,7 @@ class Alone(Case):
                 self.assertEqual(content(self.path("top"), fmt), pattern(1, MIB) + bytes(5 * MIB))
 
     def test_killed(self):
-        """kill -9 at any moment: the image opens, and what both sizes have is as it was."""
+        """kill -9 at any moment: the image opens, and the part that both sizes have is unchanged."""
         rng = random.Random(f"{self.rng.random()}")
         data = pattern(1, 8 * MIB)
         for _ in range(ROUNDS):
@@ -133,6 +133,6 @@ class Alone(Case):
                     if first == "snapshot":
                         run("qemu-img", "convert", "-l", "one", "-O", "raw", image, self.path("then"))
                         with open(self.path("then"), "rb") as file:
-                            then = file.read()  # as long as the disk is now
+                            then = file.read()  # as long as the disk is now, old or new size
                             self.assertGreaterEqual(len(then), MIB)
                             self.assertEqual(then, data[:len(then)])

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A disk's long life: images on top made and committed again, streams and backups, one after the other on one server, under
-four random writers and one that flushes; and kill -9 in each phase.  M-58"""
+"""A long sequence of jobs on one disk: snapshots and their commits, streams and backups, one after the other on one
+server, with four random writers and a client that flushes; and kill -9 in each phase.  M-58"""
 
 import os
 import random
@@ -16,7 +16,7 @@ KILLS = int(os.environ.get("QIMG_ROUNDS", 20 if LONG else 1))
 
 
 class Flusher(threading.Thread):
-    """Flushes all the time."""
+    """A client that flushes all the time."""
 
     def __init__(self, handle):
         super().__init__(daemon=True)
@@ -39,7 +39,7 @@ class Life(TogetherCase):
     TIMEOUT = 6000
 
     def test_one_disk(self):
-        """each frozen image and each backup is the disk of one moment, byte for byte"""
+        """each frozen image and each backup is the disk at one moment, byte for byte"""
         rng = random.Random(f"{SEED} life")
         acts = ["commit"] * OVERLAYS + ["stream"] * STREAMS + ["backup"] * BACKUPS
         rng.shuffle(acts)
@@ -65,7 +65,7 @@ class Life(TogetherCase):
         self.assertTrue(writers.is_a_moment(harness.content(path, fmt)), f"{SEED}: {what}: not a moment of the disk")
 
     def grown(self, rng, writers, number):
-        """A new image on top; the one that it froze is what it is to be."""
+        """Puts a new image on top; the frozen image below must be the disk at one moment."""
         old = self.top()
         self.snapshot(f"o{number}", rng.choice(["qcow2", "qed"]))
         writers.some(20)
@@ -104,7 +104,7 @@ class Life(TogetherCase):
 
 @parametrised
 class Killed(TogetherCase):
-    """kill -9: each image opens, and what was flushed is there"""
+    """kill -9: each image opens, and everything that was flushed is there"""
 
     TIMEOUT = 6000
     PHASES = ("snapshot", "commit", "complete", "stream", "backup", "together", "mirror", "pivot")
@@ -128,7 +128,7 @@ class Killed(TogetherCase):
         self.server.kill()
         flusher.stop()
         found = [self.content_of(path, fmt) for path, fmt in self.files if self.is_an_image(path, fmt)]
-        # Which of them is the disk its user knows by what he was told.
+        # The user knows from replies and events which of these images is the disk.
         self.assertTrue(any(writers.crashed(content) for content in found), f"{SEED} {phase} {number}")
 
     def is_an_image(self, path, fmt):

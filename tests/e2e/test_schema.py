@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""query-qmp-schema: well-formed by QEMU's rules, the same as what is taken and said.  M-55"""
+"""query-qmp-schema is well-formed by QEMU's rules, and matches the arguments that are accepted and the values that are
+returned.  M-55"""
 
 import importlib.util
 import json
@@ -8,7 +9,7 @@ import pathlib
 import harness
 from test_mirror import MirrorCase
 
-# What libvirt looks for of our commands, and clients like it.
+# The paths into the schema by which libvirt and similar clients detect features of our commands.
 PROBES = """
 blockdev-add/arg-type/+file/aio/^io_uring
 blockdev-add/arg-type/driver/^host_device
@@ -62,7 +63,7 @@ blockdev-snapshot/$allow-write-only-overlay
 netdev_add/arg-type/+stream
 """
 JSON_TYPES = {"string": str, "int": int, "boolean": bool, "null": type(None)}
-WRONG = 1.5  # of no type that an argument has
+WRONG = 1.5  # no argument has this type
 
 
 class Schema:
@@ -79,7 +80,8 @@ class Schema:
         return next(self[v["type"]] for v in entity["variants"] if v["case"] == value)
 
     def finds(self, path):
-        """The paths that libvirt probes with: of members, +variants, ^words, !JSON types, *what may be left out, $features."""
+        """Does the schema have this path?  In libvirt's syntax: members, +variants, ^enum values, !JSON types, *optional
+        members, $features."""
         words = path.split("/")
         return words[0] in self.entities and self.walk(words[0], words[1:])
 
@@ -106,7 +108,7 @@ class Schema:
         return bool(found) and self.walk(found[0]["type"], rest)
 
     def misfit(self, value, name):
-        """Where the value isn't of the type; None: it is."""
+        """Why the value doesn't match the type; None if it does."""
         entity = self[name]
         kind = {"array": list, "object": dict}.get(entity["meta-type"])
         if kind and type(value) is not kind:
@@ -146,7 +148,7 @@ class SchemaCase(MirrorCase):
 
 class WellFormed(SchemaCase):
     def test_names(self):
-        """each is there once; commands and events are those that there are"""
+        """each name occurs once, and the commands and events are those of the server"""
         entities = self.client.cmd("query-qmp-schema")
         self.assertEqual(len(entities), len(self.schema.entities))
         self.assertEqual(self.schema.of("command"), sorted(c["name"] for c in self.client.cmd("query-commands")))
@@ -185,7 +187,7 @@ class WellFormed(SchemaCase):
                     self.assertEqual(len(set(looks)), len(looks))
 
     def look(self, name):
-        """What a value of the type is in JSON."""
+        """The JSON type of a schema type's values."""
         entity = self.schema[name]
         return {"enum": "string"}.get(entity["meta-type"], entity.get("json-type", entity["meta-type"]))
 
@@ -221,8 +223,8 @@ class SameAsTheServer(SchemaCase):
         return reply["error"]["desc"]
 
     def probe(self, command, wrap, name, where, seen):
-        """An object type that `wrap` puts into arguments: what it takes is what the schema says of it, and so are those
-        in it."""
+        """Checks that the server accepts exactly the members that the schema has for an object type, and for the types
+        inside it.  wrap: puts such an object into the command's arguments."""
         entity = self.schema[name]
         for variant in entity.get("variants", [None]):
             start = {entity["tag"]: variant["case"]} if variant else {}
@@ -251,16 +253,16 @@ class SameAsTheServer(SchemaCase):
             self.probe(command, wrap, entity["name"], where + ".", seen | {entity["name"]})
 
     def test_arguments(self):
-        """each that is taken is in the schema, and each in the schema is taken, at any depth"""
+        """each accepted argument is in the schema, and each in the schema is accepted, at any depth"""
         for command in self.schema.of("command"):
-            if command != "qmp_capabilities":  # which isn't taken twice
+            if command != "qmp_capabilities":  # it is accepted only once
                 with self.subTest(command=command):
                     name = self.schema[command]["arg-type"]
                     self.probe(command, lambda value: value, name, "", {name})
         self.assertEqual(self.client.cmd("query-jobs"), [])
 
     def test_what_the_fuzzer_begins_with(self):
-        """each command is there, with arguments that are taken"""
+        """the fuzzer's initial inputs contain each command with arguments that are accepted"""
         path = pathlib.Path(__file__).parent.parent / "fuzz" / "seeds.py"
         spec = importlib.util.spec_from_file_location("seeds", path)
         seeds = importlib.util.module_from_spec(spec)
@@ -272,7 +274,7 @@ class SameAsTheServer(SchemaCase):
             self.assertIsNone(self.schema.misfit(request.get("arguments", {}), arguments), request)
 
     def test_results_and_events(self):
-        """what is said of a chain with bitmaps and snapshots, and while jobs run, fits"""
+        """returned values match the schema: of a chain with bitmaps and snapshots, and while jobs run"""
         disk = self.client
         disk.cmd("block-dirty-bitmap-add", node="drive0", name="b", persistent=True)
         disk.cmd("blockdev-snapshot-internal-sync", device="drive0", name="s")
