@@ -660,7 +660,7 @@ class Trouble(RbdCase):
         handle.pwrite(payload, MIB)
         self.errno((errno.ETIMEDOUT, errno.EIO), handle.flush)
         self.errno((errno.ETIMEDOUT, errno.EIO), handle.pread, 4096, MIB)
-        self.errno((errno.ETIMEDOUT, errno.EIO), handle.pwrite, payload, 2 * MIB)  # fails at once: the cluster is known to hang
+        self.errno((errno.ETIMEDOUT, errno.EIO), handle.pwrite, payload, 2 * MIB)  # fails at once
         self.ceph.signal_osd(signal.SIGCONT)
         handle.flush()
         self.assertEqual(self.ceph.export("disk")[MIB:MIB + 64 * KIB], payload)

@@ -255,7 +255,7 @@ class SameAsTheServer(SchemaCase):
     def test_arguments(self):
         """each accepted argument is in the schema, and each in the schema is accepted, at any depth"""
         for command in self.schema.of("command"):
-            if command != "qmp_capabilities":  # it is accepted only once
+            if command != "qmp_capabilities":  # accepted only once
                 with self.subTest(command=command):
                     name = self.schema[command]["arg-type"]
                     self.probe(command, lambda value: value, name, "", {name})

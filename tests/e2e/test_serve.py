@@ -12,7 +12,7 @@ from test_cli import QIMG, ServeCase
 
 
 class ServeEnds(ServeCase):
-    """The URI is printed when clients are served; the socket goes when the server does."""
+    """The URI is printed as soon as clients are served, and the socket is removed at the server's end."""
 
     def fails(self, *words, says=(), env=None):
         done = run(QIMG, "serve", *words, check=False, cwd=self.dir, env=env or plugin_env(), timeout=60)
@@ -24,7 +24,7 @@ class ServeEnds(ServeCase):
         wait_until(lambda: not os.path.exists(self.path(path)), 20, "the end of the socket")
 
     def test_ports(self):
-        """nbdkit would listen on what is left of 70000 in 16 bits."""
+        """Impossible ports are refused: nbdkit would listen on the lower 16 bits of 70000."""
         self.image()
         for port in ("70000", "65536", "0", "-1", "+1", "1x", "", "99999999999999999999"):
             self.fails("-p", port, "image", says=[f"-p {port}: must be a number from 1 to 65535"])
@@ -49,7 +49,7 @@ class ServeEnds(ServeCase):
         self.socket_goes("image.sock")
 
     def test_without_an_image(self):
-        """dir= and export= say what is served, and the socket lies beside it"""
+        """dir=, export= and file= in place of an image: the socket lies beside the served file or folder"""
         self.image()
         os.mkdir(self.path("folder"))
         os.rename(self.path("image"), self.path("folder/image"))
@@ -65,7 +65,7 @@ class ServeEnds(ServeCase):
         self.fails(says=["dir=FOLDER"])
 
     def test_the_socket_goes_with_the_server(self):
-        """Whatever ends it."""
+        """The socket is removed, whatever signal ends the server."""
         self.image()
         for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
             with self.subTest(signal=sig):
@@ -76,7 +76,7 @@ class ServeEnds(ServeCase):
                 self.socket_goes("image.sock")
 
     def test_a_socket_of_another_is_left(self):
-        """Who took the path over keeps it."""
+        """A socket of the same path that another program has made isn't removed."""
         self.image()
         process, _ = self.start("image")
         os.rename(self.path("image.sock"), self.path("old.sock"))
@@ -86,7 +86,7 @@ class ServeEnds(ServeCase):
             self.assertTrue(process.stdout.read() == "" and os.path.exists(self.path("image.sock")))
 
     def test_ctrl_c(self):
-        """The terminal sends it to all processes of the group: the one that removes the socket, too."""
+        """Ctrl-C sends SIGINT to the whole process group, also to the process that removes the socket."""
         self.image()
         process = subprocess.Popen([str(QIMG), "serve", "image"], cwd=self.dir, text=True, start_new_session=True,
                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=plugin_env())
@@ -105,7 +105,7 @@ class ServeEnds(ServeCase):
         self.stop(process)
 
     def test_tls(self):
-        """The URI says that clients need it, when they do: it is used as printed, but for the key."""
+        """The URI begins with nbds if the server requires TLS; a client only has to add its key."""
         self.image()
         with open(self.path("keys"), "w", encoding="ascii") as keys:
             keys.write("alice:" + "a1" * 32 + "\n")
@@ -144,7 +144,7 @@ int fcntl64(int fd, int command, ...) __attribute__((alias("fcntl")));
 
 
 class NoLocks(ServeCase):
-    """A filesystem that has no locks: the remedy is said, and helps."""
+    """A filesystem without locks: the message names the remedy (lock=off, -U), and it works."""
 
     def test_remedies(self):
         self.image()
@@ -162,10 +162,10 @@ class NoLocks(ServeCase):
 
 
 class Activated(ServeCase):
-    """Sockets that systemd, or who does as it, passes on."""
+    """Socket activation: sockets that systemd or a similar program passes on."""
 
     def activated(self, listener, *words):
-        """Runs qimg serve as the shell's own process, which knows its id."""
+        """Runs qimg serve by exec from a shell, because LISTEN_PID must be its own process id."""
         script = 'exec 3<&"$1"; shift; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"'
         process = subprocess.Popen(["bash", "-c", script, "bash", str(listener.fileno()), str(QIMG), "serve", *words],
                                    cwd=self.dir, text=True, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL,
@@ -212,7 +212,7 @@ class Activated(ServeCase):
                 self.assertIn("LISTEN_FDS", process.stderr.read())
 
     def test_for_another_process(self):
-        """What was meant for a parent is left alone."""
+        """Sockets passed to another process (LISTEN_PID) are ignored."""
         self.image()
         done = run(QIMG, "serve", "--run", "true", "image", cwd=self.dir,
                    env={**plugin_env(), "LISTEN_FDS": "1", "LISTEN_PID": "1"})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The units of systemd: what it thinks of them, and a server that runs as they say."""
+"""The systemd units: checked by systemd's own tools, and a server that runs under their restrictions."""
 
 import os
 import pathlib
@@ -31,7 +31,7 @@ class Units(Case):
         self.units = pathlib.Path(self.path("usr/lib/systemd/system"))
 
     def test_systemd_understands_them(self):
-        # A user that isn't there yet is told, too, so it is made one that is.
+        # systemd-analyze also complains about a user that doesn't exist, so the units get one that does.
         service = self.units / "qimg@.service"
         for unit in (service, self.units / "qimg@.socket"):
             unit.write_text(unit.read_text().replace("User=qimg", "User=root").replace("Group=qimg", "Group=root"))
@@ -42,7 +42,7 @@ class Units(Case):
         self.assertEqual((done.returncode, ours), (0, []), done.stderr)
 
     def test_exposure(self):
-        """systemd's measure of what a service could do: 10 is everything"""
+        """systemd's exposure level of the service is at most 2.0 (10 is the worst)"""
         done = run(ANALYZE, "security", "--offline=true", "--threshold=20", self.units / "qimg@.service", check=False)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
@@ -51,8 +51,8 @@ class Units(Case):
 @unittest.skipUnless(ANALYZE, "no systemd-analyze")
 @unittest.skipIf(SANITIZER_ENV, "a sanitizer makes system calls of its own")
 class Service(Case):
-    """What the unit starts, with its filter of system calls, a socket that was passed on, and somebody who
-    wants to be told."""
+    """The command that the unit starts, with its system call filter, a passed socket, and a notification
+    socket."""
 
     def setUp(self):
         super().setUp()
@@ -78,7 +78,7 @@ class Service(Case):
         return process
 
     def told(self, process):
-        """What the manager is told next; an end without a word is one."""
+        """The next notification for the service manager, or "nothing: ..." if the process ends without one."""
         limit = time.monotonic() + 60
         while True:
             ended = process.poll() is not None
@@ -114,7 +114,7 @@ class Service(Case):
         self.assertEqual(handle.pread(MIB, 0)[256 * KIB:], payload[256 * KIB:])
 
     def test_image_of_that_name(self):
-        """It is told that the server is ready when it is, and that it ends while a client is there."""
+        """The notifications: ready when the server is, and stopping, with a client still connected."""
         create(self.path("images/disk.qcow2"), "qcow2", 64 * MIB)
         process = self.start("disk.qcow2")
         self.assertEqual(self.told(process), "READY=1")
@@ -141,7 +141,8 @@ class Service(Case):
         self.assertRegex(self.told(process), "^nothing: 1: .*none.qcow2: cannot be opened: No such file or directory")
 
     def test_configured(self):
-        """Keys of the plugin, options of nbdkit; an encrypted image, and a mirror to an NBD export."""
+        """A configuration file with the plugin's parameters and nbdkit's options: an encrypted image, and a mirror to
+        an NBD export."""
         create_encrypted(self.path("images/secret.qcow2"), 64 * MIB, "encrypt.format=luks,encrypt.key-secret=s")
         pathlib.Path(self.path("etc/key")).write_text("sesame")
         create(self.path("target.raw"), "raw", 64 * MIB)
@@ -152,7 +153,7 @@ class Service(Case):
         self.assertEqual(self.told(process), "READY=1")
         handle = self.connect("vm")
         self.use(handle)
-        with Qmp(self.path("run/vm.qmp")) as client:  # before the job, whose event may come at once
+        with Qmp(self.path("run/vm.qmp")) as client:  # connected before the job starts, whose event may come at once
             done = run(QIMG, "job", f"--control={self.path('run/vm.qmp')}", "mirror", target.uri, "--job-id=m")
             client.event("BLOCK_JOB_READY")
             client.cmd("block-job-complete", device="m")
@@ -170,7 +171,7 @@ class Service(Case):
         self.stop(process)
 
     def test_example(self):
-        """The example is one: its lines, those that are commented out, too, are parameters and options."""
+        """All lines of the example configuration, also those commented out, are known parameters and options."""
         known = run("nbdkit", PLUGIN, "--help", env=plugin_env()).stdout
         text = (ROOT / "packaging/systemd/example.conf").read_text(encoding="utf-8")
         lines = [line.lstrip("#") for line in text.splitlines() if line and not line.startswith("# ")]

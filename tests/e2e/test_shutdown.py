@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The server's end while clients are connected, idle or busy, in every state that it can be in: it comes
-by itself, what was under way is answered, and everything that was acknowledged is in the image."""
+"""The server's end while clients are connected, idle or busy, in every state of the server: it ends by
+itself, requests in flight are answered, and everything that was acknowledged is in the image."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ PSK = "alice:0123456789abcdef0123456789abcdef"
 
 
 class Writer(threading.Thread):
-    """Writes until the server ends; the model has what was acknowledged."""
+    """Writes until the server ends; the model gets every acknowledged write."""
 
     def __init__(self, handle, model, first, length, seed):
         super().__init__(daemon=True)
@@ -51,7 +51,7 @@ class Writer(threading.Thread):
 @unittest.skipIf(harness.STANDIN, "needs nbdkit")
 class WithClients(Case):
     def ended_well(self, server, image, fmt, model, writers=()):
-        """The server ended by itself, with status 0; each byte is what was acknowledged."""
+        """The server must end by itself, with status 0, and the image must have every acknowledged write."""
         server.wait()
         self.assertNotIn("must be checked", server.errors)
         check(image, fmt)
@@ -60,7 +60,7 @@ class WithClients(Case):
             writer.join()
             self.assertIn(writer.errors[0].errnum, (errno.ESHUTDOWN, errno.ENOTCONN, errno.EPIPE, errno.EIO, 0,
                                                    errno.ECONNRESET), writer.errors[0])
-            off, payload = writer.unanswered  # may have been done or not
+            off, payload = writer.unanswered  # the unanswered write may have been done or not
             got[off:off + len(payload)] = model.data[off:off + len(payload)]
         model.expect(got, "qemu-img convert")
 
@@ -72,7 +72,7 @@ class WithClients(Case):
             model.write(handle, self.rng.randrange(SIZE - 50000), self.rng.randbytes(self.rng.randrange(1, 50000)))
 
     def test_idle(self):
-        """Q-14: any number of clients that do nothing; each of the signals."""
+        """Q-14: idle clients, any number of them, and each of the signals."""
         for fmt in FORMATS:
             for sig, clients in ((signal.SIGTERM, 1), (signal.SIGINT, 5), (signal.SIGQUIT, 40)):
                 with self.part(fmt=fmt, sig=sig.name, clients=clients):
@@ -95,7 +95,7 @@ class WithClients(Case):
                     self.ended_well(server, image, fmt, model)
 
     def test_in_flight(self):
-        """Clients that write without a pause, each in a part of the disk."""
+        """Clients that write without a pause, each to its own part of the disk."""
         for fmt in FORMATS:
             for clients in (1, 4):
                 with self.part(fmt=fmt, clients=clients):
@@ -110,7 +110,7 @@ class WithClients(Case):
                     self.ended_well(server, image, "qed" if fmt == "qed" else "qcow2", model, writers)
 
     def test_requests_under_way_are_answered(self):
-        """Slow ones, too: reads of a backing file that takes its time."""
+        """Slow requests, too: reads of a slow backing file."""
         peer = Peer(self, "--filter=delay", "pattern", str(SIZE), "rdelay=300ms")
         image = create(self.path("disk"), "qcow2", None, backing=peer.uri, backing_fmt="raw")
         server = self.serve(image)
@@ -129,7 +129,7 @@ class WithClients(Case):
         server.wait()
 
     def test_backing_file_that_does_not_answer(self):
-        """A request that would never end is failed, and the end comes."""
+        """A request that would hang for ever is failed, and the server ends."""
         peer = Peer(self, "pattern", str(SIZE))
         image = create(self.path("disk"), "qcow2", None, backing=peer.uri, backing_fmt="raw")
         server = self.serve(image)
@@ -145,7 +145,7 @@ class WithClients(Case):
         self.assertEqual(content(image, "qcow2")[:64 * KIB], b"kept" * 16 * KIB)
 
     def test_client_that_takes_no_replies(self):
-        """It has asked for more than the socket holds, and reads nothing."""
+        """A client that has requested more than the socket's buffer holds, and doesn't read the replies."""
         for fmt in ("qcow2", "qed"):
             with self.part(fmt=fmt):
                 image, model = self.image(fmt), Model(bytes(SIZE))
@@ -167,7 +167,7 @@ class WithClients(Case):
         self.assertEqual(harness.sha256(image), before)
 
     def test_half_open_connections(self):
-        """Clients that never finished the handshake, or wrote half a request."""
+        """Clients that didn't finish the handshake, or sent half a request."""
         image, model = self.image("qcow2"), Model(bytes(SIZE))
         server = self.serve(image)
         self.write_some(server.connect(), model)
@@ -181,7 +181,7 @@ class WithClients(Case):
         self.ended_well(server, image, "qcow2", model)
 
     def test_tcp(self):
-        """Sockets of the network, which have an address for each end."""
+        """Connections over TCP."""
         image, model = self.image("qcow2"), Model(bytes(SIZE))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -206,7 +206,7 @@ class WithClients(Case):
                 model.expect(content(image, "qcow2"), "qemu-img convert")
 
     def test_tls(self):
-        """An encrypted connection, idle and with requests under way."""
+        """An encrypted connection, idle and with requests in flight."""
         image, model = self.image("qcow2"), Model(bytes(SIZE))
         keys = self.path("keys.psk")
         pathlib.Path(keys).write_text(PSK + "\n")
@@ -228,7 +228,7 @@ class WithClients(Case):
         self.ended_well(server, image, "qcow2", model, [writer])
 
     def test_socket_activation(self):
-        """As systemd starts it: with a socket that listens already."""
+        """A server that got its listening socket, as from systemd."""
         image, model = self.image("qcow2"), Model(bytes(SIZE))
         pidfile = self.path("pid")
         handle = nbd.NBD()
@@ -251,7 +251,7 @@ class WithClients(Case):
 
     @unittest.skipUnless(os.path.isdir("/run/systemd/system"), "systemd doesn't run here")
     def test_systemd(self):
-        """systemctl stop, while a client is connected."""
+        """systemctl stop while a client is connected."""
         image, model = self.image("qcow2"), Model(bytes(SIZE))
         unit, sock = f"qimg-test-{os.getpid()}", self.path("sock")
         run("systemd-run", f"--unit={unit}", "nbdkit", "-f", "-U", sock, harness.PLUGIN, image)
@@ -291,7 +291,7 @@ class WithControl(Case):
                 model.expect(content(image, fmt), "qemu-img convert")
 
     def test_in_a_mirror(self):
-        """While it copies, when it is ready, and when its target has stopped."""
+        """The end while a mirror copies, when it is ready, and when its target hangs."""
         for state in ("copying", "ready", "target stopped"):
             for mode in ("background", "write-blocking"):
                 with self.part(state=state, mode=mode):
@@ -317,14 +317,14 @@ class WithControl(Case):
                     peer.kill()
 
     def ends_soon(self, server):
-        """Long before a server that doesn't answer is given up."""
+        """The server must end long before the timeout of a server that doesn't answer."""
         began = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         server.wait()
         self.assertLess(time.monotonic() - began, 8)
 
     def over_a_server(self):
-        """A chain of three images, the lowest of which is on a server."""
+        """Serves a chain of three images over an NBD export, whose server a test can freeze."""
         peer = Peer(self, "pattern", str(SIZE))
         base = create(self.path("base"), "qcow2", None, backing=peer.uri, backing_fmt="raw")
         middle = create(self.path("middle"), "qcow2", None, backing=base, backing_fmt="qcow2")
@@ -350,7 +350,7 @@ class WithControl(Case):
         self.assertEqual(content(image, "qcow2")[:64 * KIB], b"kept" * 16 * KIB)
 
     def test_a_read_of_an_image_that_was_replaced(self):
-        """Nothing that is served any more leads to its server."""
+        """A read hangs in an image that a mirror has replaced, so nothing that is served depends on it any more."""
         peer, _, _, _, server, client = self.over_a_server()
         copy = self.path("copy")
         client.cmd("drive-mirror", device="drive0", job_id="job", target=copy, format="qcow2", sync="full")
@@ -367,7 +367,7 @@ class WithControl(Case):
         self.assertEqual((got[:64 * KIB], got[2 * MIB:2 * MIB + 4 * KIB]), (b"kept" * 16 * KIB, b"more" * KIB))
 
     def test_a_commit_that_puts_images_together(self):
-        """Its end opens the base once more, and waits for reads that are under way."""
+        """The end of an intermediate commit, which opens the base again and waits for reads in flight."""
         for reads in (False, True):
             with self.part(reads=reads):
                 peer, base, middle, image, server, client = self.over_a_server()
@@ -387,7 +387,7 @@ class WithControl(Case):
                 self.assertEqual((got[:64 * KIB], got[MIB:MIB + 6000]), (b"kept" * 16 * KIB, b"middle" * 1000))
 
     def test_in_a_commit(self):
-        """The base and the overlay together have what was acknowledged."""
+        """The end during a commit: overlay and base together have everything that was acknowledged."""
         for state in ("copying", "ready"):
             for fmt in ("qcow2", "qed"):
                 with self.part(state=state, fmt=fmt):

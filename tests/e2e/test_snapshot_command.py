@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""qimg snapshot: its words are qemu-img's, and each reads, applies and deletes what the other made.
+"""qimg snapshot has the options of qemu-img snapshot, and each reads, applies and deletes the other's snapshots.
 
 I-03, I-05, I-06, I-10.
 """
@@ -16,13 +16,13 @@ SIZE = 2 * MIB
 
 
 def listed(image, tool=QIMG):
-    """(id, name) of each."""
+    """(id, name) of each snapshot."""
     lines = run(tool, "snapshot", "-l", image).stdout.splitlines()[2:]
     return [tuple(line.split()[:2]) for line in lines]
 
 
 class Snapshots(Featured):
-    """One whose snapshots are made, applied and deleted by any of the tools."""
+    """An image whose snapshots are made, applied and deleted by both tools."""
 
     def change(self, tool, option, name):
         how = [*SECRET, "--image-opts"] if self.encrypted else []
@@ -57,13 +57,13 @@ class Images(Case):
     ]
 
     def check_row(self, row):
-        """By us and by qemu-img in turn, at random."""
+        """Random changes of the snapshots by qimg or qemu-img, each followed by a check of all contents."""
         disk = Snapshots(self.dir, row, self.rng)
         for number in range(12 if LONG else 6):
             tool = self.rng.choice((QIMG, QIMG, "qemu-img"))
             names = list(disk.snapshots)
             option = self.rng.choice("cad") if names else "c"
-            # Each snapshot is one more reference, where a width of two bits has three.
+            # Each snapshot adds a reference; refcount_bits=2 allows three.
             if option == "c" and len(names) >= (1 if row.get("refcount_bits") == 2 else 3):
                 option = "d"
             disk.change(tool, "-" + option, f"s{number}" if option == "c" else self.rng.choice(names))
@@ -95,7 +95,7 @@ class Images(Case):
         check(image, "qcow2")
 
     def test_names_do_not_speak_to_the_terminal(self):
-        """Control characters of names are spelled out for people, wherever names are printed; JSON has them."""
+        """Control characters in names are printed as escapes in text; JSON has the real name."""
         name, shown = "a\033[31m\nb\u009b2J", r"a\x1b[31m\x0ab\xc2\x9b2J"
         image = create(self.path("disk"), "qcow2", MIB)
         run("qemu-img", "snapshot", "-c", name, image)
@@ -143,7 +143,7 @@ class Images(Case):
                 check(image, "qcow2")
 
     def test_what_others_have_is_kept(self):
-        """VM state, its length in 64 bits, and extra data that nobody knows."""
+        """Data of other snapshots is kept: VM state, its 64-bit size, and unknown extra data."""
         image = create(self.path("disk"), "qcow2", SIZE)
         for name in ("first", "second"):
             run("qemu-img", "snapshot", "-c", name, image)
@@ -169,7 +169,7 @@ class Images(Case):
         self.assertRegex(line, r"20 GiB .* 00:00:03.000 +77$")
 
     def test_damage_is_refused_and_frees_nothing(self):
-        """A snapshot's table says that the refcount table is its data: deleting it would free that."""
+        """A snapshot's L2 entry points at the refcount table: deleting the snapshot would free that."""
         image = create(self.path("disk"), "qcow2", SIZE)
         fill(image, "qcow2", [(0, b"a" * MIB)])
         run("qemu-img", "snapshot", "-c", "first", image)
@@ -188,7 +188,7 @@ class Images(Case):
 
 class Words(Case):
     def both(self, *words, code=None):
-        """What qemu-img and we say, each of a copy of its own."""
+        """Both programs must have the same exit code and output; returns their first lines of errors."""
         said = []
         for tool in ("qemu-img", QIMG):
             done = run(tool, "snapshot", *words, check=False)
@@ -214,7 +214,7 @@ class Words(Case):
         for words in (("-a", "nothing", image), ("-c", "x"), ("-d",), ("-c", "x", image, image), ("-z", image),
                       ("-l", self.path("absent")), (self.path("absent"),), ("-U", "-c", "x", image)):
             self.both(*words)
-        run(QIMG, "snapshot", "-d", "first", image)  # the first of that name
+        run(QIMG, "snapshot", "-d", "first", image)  # deletes the first of two with that name
         self.assertEqual([number for number, _ in listed(image, "qemu-img")], ["2", "3"])
 
     def test_formats_without_snapshots(self):
@@ -232,7 +232,7 @@ class Words(Case):
         self.assertIn("lies in another file", done.stderr)
 
     def test_what_lies_below_stays(self):
-        """A snapshot shows the backing file where it has nothing: what puts something else there is refused."""
+        """Snapshots show the backing file: commands that would change it under them are refused."""
         base = create(self.path("base"), "qcow2", SIZE)
         fill(base, "qcow2", [(0, b"b" * MIB)])
         image = create(self.path("disk"), "qcow2", SIZE, backing=base, backing_fmt="qcow2")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Internal snapshots that are served beside the disk.
+"""Internal snapshots are served as exports beside the disk.
 
 I-01, I-02, I-10.
 """
@@ -162,7 +162,7 @@ class Contents(Case):
 
 class Damaged(Case):
     def test_what_only_a_snapshot_has_stops_no_writes(self):
-        """Its entry fails the read of it; the disk goes on."""
+        """A bad entry of a snapshot fails reads of the snapshot; the disk can still be written."""
         image = create(self.path("disk"), "qcow2", SIZE)
         fill(image, "qcow2", [(0, b"a" * MIB)])
         run("qemu-img", "snapshot", "-c", "first", image)
@@ -183,7 +183,7 @@ class Damaged(Case):
         image = create(self.path("disk"), "qcow2", SIZE)
         run("qemu-img", "snapshot", "-c", "first", image)
         table = header(image, 64, 8, "big")
-        patch(image, table + 48, (1 << 40).to_bytes(8, "big"))  # the disk's size
+        patch(image, table + 48, (1 << 40).to_bytes(8, "big"))  # the snapshot's disk size
         server = self.serve(image)
         with self.assertRaises(nbd.Error):
             server.connect("snapshot/first")

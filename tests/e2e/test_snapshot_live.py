@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Internal snapshots that are made and deleted while clients use the disk.
+"""Internal snapshots are made and deleted while clients use the disk.
 
 I-02, I-04, I-05, I-07, I-08, I-09, I-11.
 """
@@ -115,7 +115,7 @@ class Commands(Live):
             self.make(name)
         self.refuse("refcount_bits=2 can count", "blockdev-snapshot-internal-sync", device="drive0", name="three")
         handle.pwrite(b"b" * MIB, 0)
-        self.make("three")  # what it has is its own and new
+        self.make("three")  # the overwritten clusters are new and have few references
         self.assertEqual(handle.pread(MIB, 0), b"b" * MIB)
         server.stop()
         check(image, "qcow2")
@@ -163,7 +163,7 @@ class Transactions(Live):
     SNAPSHOT = "blockdev-snapshot-internal-sync"
 
     def test_with_bitmaps_at_one_point(self):
-        """What a bitmap records from then on is what differs from the snapshot."""
+        """Snapshots and bitmaps at one point: a bitmap records what differs from its snapshot."""
         image = create(self.path("disk"), "qcow2", SIZE)
         server = self.start(image)
         model, stop = Model(bytes(SIZE)), threading.Event()
@@ -191,7 +191,8 @@ class Transactions(Live):
         check(image, "qcow2")
 
     def test_with_a_bitmap_that_is_kept(self):
-        """In any order: what the bitmap's entry takes in the image is there before the snapshot lets nobody take any."""
+        """A snapshot and a stored bitmap in one transaction, in any order: the bitmap's entry gets its clusters before
+        the snapshot stops allocations."""
         image = create(self.path("disk"), "qcow2", SIZE)
         server = self.start(image)
         handle = server.connect()
@@ -230,7 +231,7 @@ class Transactions(Live):
 
 
 class Load(Live):
-    """Writers on the live disk, and readers who compare what snapshots have."""
+    """Writers on the live disk, and readers that check the content of snapshots."""
 
     def read_until(self, stop, server, moments, failed):
         try:
@@ -243,7 +244,7 @@ class Load(Live):
             failed.append(error)
 
     def check_load(self, row, snapshots, requests):
-        """Snapshots taken between bursts of writers, read while others write, and deleted."""
+        """Snapshots are made between bursts of writes, read during writes, and deleted."""
         disk = Featured(self.dir, row, self.rng, size=SIZE)
         server = self.start(disk.path, *disk.keys, "detect-zeroes=unmap")
         model, moments, failed, stop = Model(disk.data), {}, [], threading.Event()
@@ -291,7 +292,7 @@ class Load(Live):
                 self.check_load(row, 3, 8)
 
     def test_many_under_load(self):
-        """Made and deleted while eight threads write, without a moment that is known."""
+        """Many snapshots are made and deleted while eight threads write; their content isn't checked."""
         image = create(self.path("disk"), "qcow2", SIZE)
         fill(image, "qcow2", [(0, self.rng.randbytes(SIZE))])
         server = self.start(image)
@@ -320,7 +321,8 @@ class Load(Live):
         self.assertEqual(content(image, "qcow2"), model.data)
 
     def test_a_write_may_not_change_a_snapshot_of_a_moment_in_between(self):
-        """Each write puts one number over all of the disk: no snapshot has two that are out of order."""
+        """Each number is written to all clusters in order: a snapshot's numbers must not increase, and differ by at
+        most 1."""
         image = create(self.path("disk"), "qcow2", 32 * 64 * KIB)
         server = self.start(image)
         stop = threading.Event()
@@ -353,7 +355,8 @@ class Load(Live):
 
 class Kill(Live):
     def test_kill_at_any_moment(self):
-        """The list is the old or the new one, what was flushed is there, and nothing but leaks."""
+        """kill -9 while a snapshot is made or deleted: the list is the old or the new one, all flushed data is there,
+        and there are only leaks."""
         for number in range(12 * ROUNDS):
             image = create(self.path(f"disk{number}"), "qcow2", SIZE, self.rng.choice(("", "cluster_size=4k", "extended_l2=on")))
             server = self.start(image)

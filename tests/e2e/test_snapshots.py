@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Images with internal snapshots: the active disk is written, and no snapshot changes."""
+"""Images with internal snapshots: writes to the active disk don't change them."""
 
 import unittest
 
@@ -15,7 +15,7 @@ class Written(Case):
             return file.read()
 
     def test_over_zeroed_clusters_that_keep_their_place(self):
-        """Their place is the snapshot's, too, and must not be written to."""
+        """Zero clusters that keep their host cluster: a snapshot uses it, too, so it must not be overwritten."""
         image = create(self.path("disk"), "qcow2", SIZE)
         run("qemu-io", "-f", "qcow2", "-c", "write -q -P 1 0 2M", "-c", "write -q -z 512k 1M", image)
         run("qemu-img", "snapshot", "-c", "first", image)

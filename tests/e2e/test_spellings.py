@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The long spellings of options, and the letters, that newer versions of qemu-img have: each means what the old one does."""
+"""The long options and letters of newer versions of qemu-img: each does the same as the old option."""
 
 import re
 import unittest
@@ -7,7 +7,8 @@ import unittest
 from harness import QIMG, STANDIN, run
 from side_by_side import SideBySide
 
-# What both do is the same: the words of old, which every qemu-img takes, and the new ones; the images that come of it.
+# command -> rows of (old options, with which every version of qemu-img is run; new options, with which qimg is run; the
+# images that are compared; commands that are run before).
 ROWS = {
     "amend": [("-q -p -f qcow2 -t none -o compat=0.10 a.qcow2", "--quiet --progress --format qcow2 --cache none --options compat=0.10 a.qcow2",
                "a.qcow2:qcow2")],
@@ -58,7 +59,7 @@ class Spellings(SideBySide):
                     self.same((f"{command} {old}", *row), text=command != "bench", ours=[command, *new.split()])
 
     def test_each_letter_has_one(self):
-        """but those that only stand for another letter, and what is our own or was long before"""
+        """every long option in the help has a row, except for some that only qimg has or that aren't new"""
         for command, rows in ROWS.items():
             with self.subTest(command=command):
                 told = set(re.findall(r"^  -\w, (--[a-z-]+)", run(QIMG, command, "--help").stdout, re.M))

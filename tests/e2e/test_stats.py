@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the server says of the requests it has served: query-blockstats."""
+"""Statistics of requests: query-blockstats and qimg metrics."""
 
 import contextlib
 import http.client
@@ -93,12 +93,12 @@ class Stats(Counting):
         for request in (lambda: handle.pread(SECTOR, SIZE), lambda: handle.pwrite(b"x" * SECTOR, SIZE)):
             with self.assertRaises(nbd.Error):
                 request()
-        # nbdkit itself refuses what lies behind the end
+        # nbdkit itself refuses requests past the end.
         self.assertEqual(self.counts("rd_operations", "failed_rd_operations", "wr_operations"), [0, 0, 0])
         server.stop()
 
     def test_layers(self):
-        """E-09: those below have no users of their own"""
+        """E-09: layers below the active one have no requests of their own"""
         base = create(self.path("base"), "qcow2", SIZE)
         server = self.start(backing=base)
         server.connect().pread(64 * KIB, 0)
@@ -110,7 +110,7 @@ class Stats(Counting):
         server.stop()
 
     def test_qemus_members(self):
-        """E-09: BlockDeviceStats has them all"""
+        """E-09: all members of QEMU's BlockDeviceStats are there"""
         server = self.start()
         stats = self.stats()
         for name in ("rd_bytes", "wr_bytes", "zone_append_bytes", "unmap_bytes", "rd_operations", "wr_operations",
@@ -158,7 +158,7 @@ class Commands(Counting):
         for line in text.splitlines()[:-1]:
             if line.startswith("# TYPE "):
                 family = line.split()[2]
-                self.assertNotIn(family, families)  # each is in one piece
+                self.assertNotIn(family, families)  # the lines of a family are together
                 families.add(family)
             else:
                 self.assertTrue(line.removeprefix("# HELP ").startswith(family), line)
@@ -177,12 +177,12 @@ class Commands(Counting):
 
 
 class Scrapes(Counting):
-    """`qimg metrics --listen`: HTTP"""
+    """`qimg metrics --listen`: metrics over HTTP"""
 
     OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
     def listen(self, address="127.0.0.1:0"):
-        """(the running command, what it says of where it listens)"""
+        """Starts the command; returns the process, and the URL or path that it printed."""
         command = subprocess.Popen([QIMG, "metrics", f"--control={self.path('control')}", f"--listen={address}"],
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=plugin_env())
         self.addCleanup(command.communicate)
@@ -196,7 +196,7 @@ class Scrapes(Counting):
         return errors
 
     def connect(self, url):
-        """A connection's socket, to the host and port of a URL or to a Unix socket's path."""
+        """A socket that is connected to the host and port of a URL, or to the path of a Unix socket."""
         if url.startswith("/"):
             sock = socket.socket(socket.AF_UNIX)
             sock.connect(url)
@@ -205,7 +205,7 @@ class Scrapes(Counting):
         return socket.create_connection((parts.hostname, parts.port), timeout=60)
 
     def ask(self, url, method="GET", page="/metrics", body=None):
-        """(status, headers, text)"""
+        """Sends an HTTP request; returns (status, headers, text)."""
         connection = http.client.HTTPConnection("localhost")
         connection.sock = self.connect(url)
         with contextlib.closing(connection):
@@ -214,7 +214,7 @@ class Scrapes(Counting):
             return answer.status, answer.headers, answer.read().decode()
 
     def test_scrape(self):
-        """E-11: each asks the server anew"""
+        """E-11: each scrape queries the server again"""
         server = self.start()
         command, url = self.listen()
         self.assertRegex(url, r"^http://127\.0\.0\.1:[1-9][0-9]*/metrics$")
@@ -236,7 +236,7 @@ class Scrapes(Counting):
         for page in "/", "/metrics/", "/metric", "/%2e%2e/etc/passwd", "//metrics":
             self.assertEqual(self.ask(url, page=page)[0], 404, page)
         for method, body in ("POST", b"x" * MIB), ("PUT", b"x"), ("HEAD", None), ("DELETE", None), ("STRANGE", None):
-            with contextlib.suppress(ConnectionError):  # the body may be cut off
+            with contextlib.suppress(ConnectionError):  # the connection may be closed while the body is sent
                 status, headers, _ = self.ask(url, method, body=body)
                 self.assertEqual((status, headers["Allow"]), (405, "GET"), method)
         self.assertEqual(self.ask(url)[0], 200)
@@ -244,7 +244,7 @@ class Scrapes(Counting):
         server.stop()
 
     def test_server_goes_and_comes(self):
-        """E-11: 503 while there is none"""
+        """E-11: status 503 while there is no server"""
         command, url = self.listen()
         for _ in range(2):
             status, headers, text = self.ask(url)
@@ -258,7 +258,7 @@ class Scrapes(Counting):
         self.assertIn(f"qimg: {self.path('control')}: cannot connect: ", self.end(command))
 
     def test_server_that_hangs(self):
-        """E-11: a scrape doesn't wait for ever, nor does the end"""
+        """E-11: a server that hangs: a scrape ends after a timeout, and the command can be ended at once"""
         with socket.socket(socket.AF_UNIX) as control:
             control.bind(self.path("control"))
             control.listen()
@@ -266,7 +266,7 @@ class Scrapes(Counting):
             self.assertEqual(self.ask(url)[0], 503)
             with self.connect(url) as client:
                 client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-                control.accept()[0].close()  # of the first scrape
+                control.accept()[0].close()  # the first scrape's connection
                 connection = control.accept()[0]
                 errors = self.end(command)
                 connection.close()
@@ -291,7 +291,7 @@ class Scrapes(Counting):
         command, _ = self.listen(path)
         command.kill()
         command.wait()
-        command, url = self.listen(path)  # what is left is replaced
+        command, url = self.listen(path)  # the socket that the killed command left is replaced
         self.assertEqual(self.ask(url)[0], 200)
         other, _ = self.listen(path)
         self.assertIn(f"{path}: cannot listen: ", other.communicate(timeout=60)[1])
@@ -310,10 +310,10 @@ class Scrapes(Counting):
             self.assertIn(address, done.stderr)
 
     def test_hostile_clients(self):
-        """E-11: those that hold connections, babble or dribble give way"""
+        """E-11: clients that hold connections, send junk or send very slowly don't keep others out"""
         server = self.start()
         command, url = self.listen()
-        held = [self.connect(url) for _ in range(60)]  # more than it takes
+        held = [self.connect(url) for _ in range(60)]  # more than it accepts
         for junk in (b"\r\n" * 1000, b"\x00\xff" * 50000, b"GET /metrics", b"GET " + b"/" * 100000 + b" HTTP/1.1\r\n\r\n",
                      b"GET /metrics HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n",
                      b"GET /metrics HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n",
@@ -332,7 +332,7 @@ class Scrapes(Counting):
         thread = threading.Thread(target=dribble)
         thread.start()
         try:
-            while True:  # until one gets in
+            while True:  # until a scrape succeeds
                 with contextlib.suppress(OSError, http.client.HTTPException):
                     if self.ask(url)[0] == 200:
                         break

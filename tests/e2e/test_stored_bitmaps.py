@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Dirty bitmaps that are kept in an image: true through every stop, in use after a kill, and the same for QEMU
-(B-02 to B-07)."""
+"""Dirty bitmaps that are stored in an image: right after every stop, marked in use after a kill, and the same for
+QEMU (B-02 to B-07)."""
 
 import json
 import os
@@ -21,12 +21,12 @@ ROUNDS = int(os.environ.get("QIMG_ROUNDS", "0"))
 
 
 def granules(pieces, granularity=GRANULE):
-    """The numbers of those that (offset, length) touch."""
+    """The numbers of the granules that these pieces, (offset, length), touch."""
     return {n for off, length in pieces for n in range(off // granularity, (off + length - 1) // granularity + 1)}
 
 
 class KeptBitmaps(Case):
-    """What all tests here do."""
+    """Shared by the tests of stored bitmaps."""
 
     def image(self, *names, options="", size=SIZE):
         image = create(self.path("disk"), "qcow2", size, options)
@@ -36,13 +36,13 @@ class KeptBitmaps(Case):
         return image
 
     def stored(self, image):
-        """{name: flags} of the image, as QEMU sees it."""
+        """{name: flags} of the image's bitmaps, as qemu-img prints them."""
         done = run("qemu-img", "info", "-U", "--output=json", image)
         bitmaps = json.loads(done.stdout)["format-specific"]["data"].get("bitmaps", [])
         return {b["name"]: b["flags"] for b in bitmaps}
 
     def dirty_for_qemu(self, image, name, granularity=GRANULE):
-        """The dirty granules of a bitmap, by qemu-nbd."""
+        """The dirty granules of a bitmap, as qemu-nbd exports them."""
         socket, pidfile = self.path("qemu-nbd.sock"), pathlib.Path(self.path("qemu-nbd.pid"))
         pidfile.unlink(missing_ok=True)
         server = subprocess.Popen(["qemu-nbd", "-r", "-t", "-f", "qcow2", "-B", name, "-k", socket,
@@ -89,7 +89,7 @@ class KeptBitmaps(Case):
 @unittest.skipIf(STANDIN, "needs the plugin")
 class StoredBitmaps(KeptBitmaps):
     def test_a_connection_that_changes_nothing(self):
-        """Reads, flushes, and what was refused change no byte of the bitmaps."""
+        """A writable connection that only reads, flushes or trims without effect doesn't change the image."""
         for keys in ((), ("writable=now",), ("cache=none",), ("lazy-refcounts=on",), ("discard=ignore",)):
             with self.part(keys=keys):
                 image = self.image("monday", "tuesday")
@@ -105,8 +105,8 @@ class StoredBitmaps(KeptBitmaps):
                 self.assertEqual(sha256(image), before)
 
     def test_the_first_change_is_announced(self):
-        """Before any change is answered the bitmaps that record are in use; after a kill they stay it, and can only be
-        removed."""
+        """Before the first change is answered, recording bitmaps are marked in use in the file; after a kill they stay
+        so and can only be removed."""
         changes = {
             "write": lambda h: h.pwrite(b"new", 0),
             "allocating write": lambda h: h.pwrite(b"new", MIB),
@@ -155,7 +155,7 @@ class StoredBitmaps(KeptBitmaps):
         self.assertNotIn("monday", server.errors)
 
     def test_every_verb(self):
-        """What is done with them is so for QEMU after the stop."""
+        """QEMU sees the effect of every bitmap command after the server's end."""
         image = self.image("old", "gone")
         server = self.start(image)
         disk = server.connect()
@@ -178,7 +178,7 @@ class StoredBitmaps(KeptBitmaps):
         self.assertEqual(self.dirty_for_qemu(image, "off"), granules([(3 * MIB, 1)]))
 
     def test_from_qemu_and_back(self):
-        """Bits that QEMU stored are added to, and it goes on with ours."""
+        """A bitmap that QEMU stored is continued by the server, and then by QEMU again."""
         image = self.image("b")
         run("qemu-io", "-f", "qcow2", "-c", "write 1M 64k", "-c", "write 7M 1", image)
         server = self.start(image)
@@ -195,7 +195,7 @@ class StoredBitmaps(KeptBitmaps):
         check(image, "qcow2")
 
     def test_a_size_of_too_many_bits(self):
-        """A disk isn't made larger than its bitmaps can be kept for: QEMU would open the image no more."""
+        """A disk can't grow so large that its bitmaps exceed the limits: QEMU couldn't open the image any more."""
         image = create(self.path("disk"), "qcow2", 4 * GIB << 10)
         run("qemu-img", "snapshot", "-c", "large", image)
         run(QIMG, "resize", "--shrink", image, "512G")
@@ -216,8 +216,8 @@ class StoredBitmaps(KeptBitmaps):
         run(QIMG, "resize", image, "3T")
 
     def test_a_snapshot_is_applied(self):
-        """The disk is another one everywhere: what records is dirty as a whole, what doesn't stays as it is, and both
-        go with another size."""
+        """After `snapshot -a` the disk has changed everywhere: recording bitmaps are all dirty, disabled ones
+        unchanged, and both have the new size."""
         for size in (SIZE, 2 * SIZE, SIZE // 2):
             with self.part(size=size):
                 image = self.image("records", "rests")
@@ -233,7 +233,7 @@ class StoredBitmaps(KeptBitmaps):
                 self.assertEqual(self.dirty_for_qemu(image, "rests"), set())
 
     def test_stored_when_idle(self):
-        """After a while without changes they are stored: a kill from then on costs nothing."""
+        """Bitmaps are stored after a time without changes: then a kill loses nothing."""
         image = self.image("b")
         server = self.start(image, "need-check-delay=0.05")
         disk = server.connect()
@@ -261,7 +261,7 @@ class StoredBitmaps(KeptBitmaps):
                 model[name] |= granules([(off, length)], granularity)
 
     def test_stops_and_kills(self):
-        """A bitmap is the set of granules that were written, at each of 50 stops; after a kill it is in use."""
+        """After each of 50 clean ends a bitmap has exactly the written granules; after a kill it is in use."""
         rng = random.Random(7)
         names = {"fine": 4096, "usual": GRANULE, "coarse": MIB}
         image = create(self.path("disk"), "qcow2", SIZE)
@@ -327,7 +327,7 @@ class StoredBitmaps(KeptBitmaps):
                 server.stop()
 
     def test_room_in_the_header(self):
-        """Behind the extensions of a QEMU overlay stands the backing name, which makes room."""
+        """In an overlay made by QEMU the backing name follows the header extensions: it moves to make room."""
         base = create(self.path("base"), "qcow2", MIB)
         image = create(self.path("disk"), "qcow2", MIB, backing=base, backing_fmt="qcow2")
         server = self.start(image)
@@ -344,7 +344,7 @@ class StoredBitmaps(KeptBitmaps):
         check(image, "qcow2")
 
     def test_repair_drops_the_extension(self):
-        """Of bitmaps that are dropped nothing is left, or QEMU would warn each time."""
+        """A repair that drops the bitmaps also removes the header extension, or QEMU would warn each time."""
         image = self.image("monday0", "monday1")
         with open(image, "rb") as file:
             at = file.read(1024).index(bytes.fromhex("23852875"))
@@ -359,10 +359,10 @@ class StoredBitmaps(KeptBitmaps):
 
 @unittest.skipIf(STANDIN, "needs the plugin")
 class DamagedBitmaps(KeptBitmaps):
-    """Bitmaps are an addition: what is wrong of them is said, and the disk served, for writing, too."""
+    """Damaged bitmaps are reported, and the disk is served all the same, even for writing."""
 
     def place(self, image):
-        """(extension, directory, first table)"""
+        """The offsets of the bitmaps extension, the directory, and the first bitmap's table."""
         with open(image, "rb") as file:
             raw = file.read(1024)
             at = raw.index(bytes.fromhex("23852875"))
@@ -411,7 +411,7 @@ class DamagedBitmaps(KeptBitmaps):
             with self.part(says=says, where=where):
                 image = self.image("monday0", "monday1")
                 place = dict(zip(("extension", "directory", "table"), self.place(image)))[where]
-                if "holds other" in says:  # which only a writer asks
+                if "holds other" in says:  # only a writable connection checks this
                     patch(image, place + off, value)
                     server = self.start(image)
                     self.assertRegex(server.errors, f"disk: .*{says}.*can't be used")
@@ -422,7 +422,7 @@ class DamagedBitmaps(KeptBitmaps):
                     self.damaged(image, place + off, value, says)
 
     def test_extra_data(self):
-        """What nobody knows is kept, and the bitmap used if it says so."""
+        """Unknown extra data of a bitmap is kept; the bitmap is used if its flags allow it."""
         for flags, usable in ((2 | 4, True), (2, False)):
             with self.part(flags=flags):
                 image = self.image("monday")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""block-stream: layers take over what lies below them while clients write.  M-53"""
+"""block-stream: data from layers below is copied into a layer while clients write.  M-53"""
 
 import os
 import random
@@ -13,7 +13,7 @@ from writers import Writers
 
 class StreamCase(OverlayCase):
     def chain(self, depth=3, formats=("qcow2", "qed"), sizes=None):
-        """The disk over `depth` images, each with something of its own; what was made first is last."""
+        """Makes the disk over `depth` images, each with its own data; self.files has the active layer first."""
         rng = self.rng
         self.make(rng.choice(["qcow2", "qed", "raw"]))
         self.files = [(self.image, self.fmt)]
@@ -34,7 +34,7 @@ class StreamCase(OverlayCase):
         self.ended()
 
     def good(self):
-        """The disk, over the server and afterwards."""
+        """The disk must have the right content, over NBD and after the server's end."""
         self.same(bytes(self.disk.pread(self.SIZE, 0)), "the disk")
         self.server.stop()
         check(self.image, self.fmt)
@@ -46,7 +46,7 @@ class StreamCase(OverlayCase):
 
 class Stream(StreamCase):
     def test_all(self):
-        """nothing lies below it afterwards, and others may be removed"""
+        """a stream of everything: the disk has no backing file, and the other files can be deleted"""
         self.chain()
         self.begin()
         self.write(MIB, b"before" * 1000)
@@ -65,7 +65,7 @@ class Stream(StreamCase):
         self.assertIsNone(self.backing())
 
     def test_to_a_base(self):
-        """by file name, by node name, by the last that is taken over"""
+        """a stream down to a base that is given by file name, by node name, or as the layer above it (bottom)"""
         for arguments in ({"base": None}, {"base_node": "drive0#2"}, {"bottom": "drive0#1"}):
             with self.subTest(arguments=str(arguments)):
                 self.chain()
@@ -85,7 +85,7 @@ class Stream(StreamCase):
         self.assertEqual(harness.info(self.image, self.fmt)["backing-filename"], os.path.basename(self.files[3][0]))
 
     def test_into_another_layer(self):
-        """the second of four, down to the last, and then altogether"""
+        """streams into the second of four layers: first down to the last one, then everything"""
         self.chain()
         self.begin()
         self.stream("drive0#1", base_node="drive0#3")
@@ -102,7 +102,7 @@ class Stream(StreamCase):
         self.assertEqual(self.backing(), self.files[1][0])
 
     def test_shorter_layers(self):
-        """what a short layer hides stays hidden when it is gone"""
+        """data that a shorter layer hid stays hidden when that layer is removed"""
         for fmt, options in (("qcow2", ""), ("qcow2", "compat=0.10"), ("qed", "")):
             with self.subTest(format=fmt, options=options):
                 self.make("raw")
@@ -122,7 +122,7 @@ class Stream(StreamCase):
         self.good()
 
     def test_a_cancel(self):
-        """leaves the chain as it is"""
+        """a cancelled stream leaves the chain unchanged"""
         self.chain()
         self.begin()
         self.client.cmd("block-stream", job_id="job", device="drive0", speed=64 * KIB)
@@ -169,14 +169,14 @@ class Stream(StreamCase):
         self.good()
 
     def test_internal_snapshots(self):
-        """rely on what lies below the image that has them"""
+        """an image with internal snapshots can't be streamed into: they show the layers below"""
         self.chain(formats=("qcow2",))
         run("qemu-img", "snapshot", "-c", "s", self.image)
         self.begin()
         self.fails("GenericError", self.client, "block-stream", "has internal snapshots", job_id="job", device="drive0")
 
     def test_no_space(self):
-        """a disk that is full stops the job, which goes on when there is space again"""
+        """a full disk stops the job, which continues when there is space again"""
         self.chain(formats=("qcow2",))
         self.begin()
         with open(self.image, "rb") as file:
@@ -195,7 +195,7 @@ class UnderWriters(StreamCase):
     TIMEOUT = 1000
 
     def test_rounds(self):
-        """streams into the active layer and into others, with and without a base, under writers"""
+        """streams into the active and other layers, with and without a base, while clients write"""
         for number in range(ROUNDS):
             with self.subTest(round=number):
                 self.round(number)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Limits of a disk: what its clients do takes as long as they say at least, and never longer because
-of something else.  No test here judges that something was quick."""
+"""I/O limits of a disk: requests of clients take at least as long as the limits require, and nothing else
+is slowed down.  No test here depends on something being fast."""
 
 import fcntl
 import os
@@ -26,7 +26,7 @@ class Throttle(Case):
         self.addCleanup(self.client.close)
 
     def limit(self, device="drive0", **limits):
-        # qmp.py makes dashes of underscores, which these names have.
+        # Not by cmd(): it changes underscores to dashes, and these names have underscores.
         self.client.send({"execute": "block_set_io_throttle", "arguments": {"device": device, **NONE, **limits}})
         reply = self.client.reply()
         if "error" in reply:
@@ -44,7 +44,7 @@ class Throttle(Case):
         self.assertGreater(self.seconds(function), seconds)
 
     def begin(self, handle, count, length=4 * KIB):
-        """So many writes that nobody waits for yet."""
+        """Starts `count` writes, without waiting for their replies."""
         cookies = [handle.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(length)), n * length) for n in range(count)]
         def has_read_all():
             handle.poll(10)
@@ -58,10 +58,10 @@ class Throttle(Case):
         while handle.aio_in_flight():
             handle.poll(-1)
         for cookie in cookies:
-            handle.aio_command_completed(cookie)  # raises what went wrong
+            handle.aio_command_completed(cookie)  # raises the request's error
 
     def test_operations(self):
-        """E-20: 50 a second: 100 take about two seconds, of each kind that counts"""
+        """E-20: with 50 requests a second, 100 take about two seconds, for each kind of request that counts"""
         self.start()
         handle = self.server.connect()
         kinds = {
@@ -83,10 +83,10 @@ class Throttle(Case):
         self.at_least(1.2, lambda: [handle.pwrite(bytes(256 * KIB), 0) for _ in range(8)])
         self.limit(bps_rd=MIB)
         self.at_least(1.2, lambda: [handle.pread(256 * KIB, 0) for _ in range(8)])
-        # Of what has no limit a gigabyte goes through, for which a megabyte a second would be a test's end.
+        # Writes have no limit now: with 1 MiB a second this gigabyte would exceed the test's timeout.
         for _ in range(64):
             handle.pwrite(bytes(16 * MIB), 0)
-        # Nor do flushes count.
+        # Flushes don't count.
         self.limit(iops=1)
         handle.pread(512, 0)
         handle.pread(512, 0)
@@ -97,7 +97,7 @@ class Throttle(Case):
         self.start()
         handle = self.server.connect()
         self.limit(iops=1, iops_max=300)
-        for n in range(300):  # which would take five minutes
+        for n in range(300):  # without the burst this would take five minutes
             handle.pread(512, n * 512)
         self.at_least(1.5, lambda: [handle.pread(512, 0) for _ in range(4)])
         self.limit(iops=20, iops_size=4096)
@@ -113,7 +113,7 @@ class Throttle(Case):
                 wait_until(lambda: handle.poll(10) >= 0 and handle.aio_in_flight() == 15, 20, "the first")
                 self.limit(**change)
                 self.finish(handle, cookies)
-        # Reads go on while writes wait.
+        # Reads aren't delayed while writes wait.
         self.limit(bps_wr=1)
         cookies = self.begin(handle, 10)
         self.server.connect().pread(MIB, 0)
@@ -122,7 +122,7 @@ class Throttle(Case):
         self.finish(handle, cookies)
 
     def test_no_client_waits_for_another_one(self):
-        """one with many requests under way, one with few: the turns go round"""
+        """a client with many requests and one with few: requests of different connections take turns"""
         self.start()
         greedy, modest = self.server.connect(), self.server.connect()
         self.limit(iops=20)
@@ -134,7 +134,7 @@ class Throttle(Case):
         self.finish(greedy, cookies)
 
     def test_the_end_does_not_wait(self):
-        """SIGTERM with requests that would wait for years: they are done, and answered"""
+        """SIGTERM with requests that would wait for years: they are done at once, and answered"""
         for clients in (1, 3):
             with self.part(clients=clients):
                 self.start()
@@ -149,7 +149,7 @@ class Throttle(Case):
                 self.client.close()
 
     def test_jobs_and_drains_do_not_wait(self):
-        """what is done to the disk isn't its client's"""
+        """limits only apply to clients' requests"""
         self.start()
         handle = self.server.connect()
         handle.pwrite(b"\x07" * 4 * MIB, 0)
@@ -166,7 +166,7 @@ class Throttle(Case):
         check(self.path("over"), "qcow2")
 
     def test_groups(self):
-        """disks share what one group allows; what is set last is for all of it"""
+        """disks of a group share its limits; the last values that were set hold for the whole group"""
         for name in "abc":
             create(self.path(name), "qcow2", SIZE)
         self.start(*[f"export={name}:{self.path(name)}" for name in "abc"], image=False)
@@ -189,14 +189,14 @@ class Throttle(Case):
         self.assertEqual(self.inserted("a")["iops"], 40)
         self.limit("c", bps=5)
         self.assertEqual(self.inserted("c")["group"], "c")
-        # One that goes leaves its group.
+        # A disk that is removed leaves its group.
         self.client.cmd("block-export-del", id="c", mode="hard")
         handles["c"].shutdown()
         self.client.event("BLOCK_EXPORT_DELETED", id="c")
         self.server.stop()
 
     def test_a_client_that_left(self):
-        """what it waited with isn't done any more, after what it asked for on another connection"""
+        """a client disconnects while its writes wait: they aren't done later, after writes on a new connection"""
         self.start()
         self.limit(iops_wr=1)
         old, new = nbd.NBD(), self.server.connect()
@@ -210,7 +210,7 @@ class Throttle(Case):
         self.assertEqual(bytes(new.pread(6 * 4096, 0)), b"n" * 6 * 4096)
 
     def test_a_connection_that_was_lost(self):
-        """is closed, though its requests' turn hasn't come"""
+        """a lost connection is closed, even if its requests are still waiting"""
         self.start()
         files = f"/proc/{self.server.process.pid}/fd"
         new = self.server.connect()
@@ -238,7 +238,7 @@ class Throttle(Case):
         self.assertNotIn("group", layer)
 
     def test_refused(self):
-        """in QEMU's words; what was so stays so"""
+        """refused with QEMU's messages; the limits don't change"""
         self.start()
         self.limit(iops=77)
         same_time = "bps/iops/max total values and read/write values cannot be used at the same time"
@@ -271,7 +271,7 @@ class Throttle(Case):
         self.assertEqual(self.inserted()["iops"], 77)
 
     def test_reopen(self):
-        """blockdev-reopen may say them, too; and leaves them alone when it doesn't"""
+        """blockdev-reopen can set limits; without them it doesn't change the limits"""
         self.start()
         node = {"node-name": "drive0", "driver": "qcow2", "file": self.image}
 
@@ -292,7 +292,7 @@ class Throttle(Case):
         self.assertNotIn("group", self.inserted())
 
     def test_an_image_of_a_folder_stays_open(self):
-        """with limits: they are the open disk's"""
+        """an image with limits stays open without clients, because closing it would lose them"""
         create(self.path("one.qcow2"), "qcow2", SIZE)
         self.start(f"dir={self.dir}", "linger=0", image=False)
         handle = self.server.connect("one.qcow2")

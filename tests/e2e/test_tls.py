@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""NBD exports with TLS, as backing files and as mirrors' targets: certificates and pre-shared keys, by the
-plugin's parameters and in URIs; nbdkit is the other side."""
+"""NBD exports with TLS as backing files and as targets of mirrors: certificates and pre-shared keys, from the
+plugin's parameters and from URIs.  The exports are nbdkit's."""
 
 import os
 import pathlib
@@ -18,7 +18,7 @@ SIZE = MIB
 
 
 def certificates(folder, *parties):
-    """A certificate authority in the folder, and what it signed for each party."""
+    """Makes a certificate authority in the folder, and certificates that it has signed for each party."""
     os.mkdir(folder)
 
     def openssl(*words):
@@ -46,7 +46,7 @@ class Tls(Case):
         (cls.keys / "wrong").write_text("alice:" + "c3" * 32 + "\n", encoding="ascii")
 
     def export(self, *options, tcp=False):
-        """An export with TLS of a raw file; returns what follows the scheme of its URI."""
+        """Serves a raw file with TLS; returns the URI without its scheme."""
         base = self.path("base")
         pathlib.Path(base).write_bytes(b"tls!" * (SIZE // 4))
         folder = tempfile.mkdtemp(dir=self.dir)
@@ -79,7 +79,7 @@ class Tls(Case):
         server.stop()
 
     def test_certificates(self):
-        """By the parameter, for what is given and for what the image names; by the URI."""
+        """Certificates from the parameter, for a backing file that is given or named by the image; and from the URI."""
         for tcp in (True, False):
             with self.subTest(tcp=tcp):
                 uri = ("nbds://" if tcp else "nbds+unix://") + self.certified(tcp=tcp)
@@ -94,7 +94,7 @@ class Tls(Case):
         uri = "nbds://" + self.certified(tcp=True)
         self.refused(self.overlay(uri), f"tls-certificates={self.keys}/other", words=["localhost"])
         self.refused(self.overlay(uri), words=["localhost"])
-        # A server whose certificate isn't asked for still asks for ours.
+        # Without --tls-verify-peer the server doesn't verify our certificate; we still verify the server's.
         lax = "nbds://" + self.export(f"--tls-certificates={self.keys}/pki", tcp=True)
         other = f"tls-certificates={self.keys}/other"
         self.refused(self.overlay(lax), other, words=["localhost"])
@@ -114,7 +114,7 @@ class Tls(Case):
                     self.refused(self.overlay(uri), *keys, words=["nbds"])
 
     def test_mirror(self):
-        """A target with TLS, by the keys of the process and by those of the URI."""
+        """A target with TLS, with the keys from parameters and from the URI."""
         psk = f"tls-psk={self.keys}/psk"
         for scheme, rest, keys, query in (
                 ("nbds+unix://", self.certified(), [f"tls-certificates={self.keys}/pki"], ""),

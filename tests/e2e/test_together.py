@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Snapshots and backups of one disk at one point, and jobs that end together (B-14, B-15)."""
+"""Snapshots and backups at one point of a disk's writes, and jobs that end together (B-14, B-15)."""
 
 import os
 import random
@@ -37,7 +37,7 @@ class OnePoint(TogetherCase):
                      for fmt in ("qcow2", "qed", "raw")}
 
     def check_overlay(self, order, fmt):
-        """a new image on top and a backup, under writers: the backup is what the frozen image is"""
+        """a new image on top and a backup in one transaction, under writers: the backup equals the frozen image"""
         self.make(fmt)
         self.begin()
         self.client.cmd("block-dirty-bitmap-add", node="drive0", name="b", granularity=CHUNK)
@@ -66,7 +66,7 @@ class OnePoint(TogetherCase):
             check(top["file"], top["drv"])
 
     def test_fleecing(self):
-        """backup/NAME goes on being the point when what it was is a backing file, and tells what was dirty"""
+        """backup/NAME still shows the point when the image has become a backing file, and what was dirty"""
         self.begin()
         self.client.cmd("block-dirty-bitmap-add", node="drive0", name="b", granularity=CHUNK)
         self.write(MIB, b"dirty")
@@ -87,7 +87,7 @@ class OnePoint(TogetherCase):
         self.source_is_good()
 
     def test_the_disk_moves_on(self):
-        """a mirror takes the place of the overlay: the points stay what they were, and end when they like"""
+        """a mirror's target replaces the overlay: views and backups of earlier points don't change, and end normally"""
         self.begin()
         self.write(0, random.Random(SEED).randbytes(self.SIZE))
         then = bytes(self.content)
@@ -109,12 +109,12 @@ class OnePoint(TogetherCase):
         self.cancelled("view")
         self.disk = self.server.connect()
         self.same(bytes(self.disk.pread(self.SIZE, 0)), "the disk")
-        check(self.image, self.fmt)  # it is let go
+        check(self.image, self.fmt)  # without -U: it is closed
         self.server.stop()
         self.expect_content(target, "raw")
 
     def test_internal(self):
-        """the same with an internal snapshot"""
+        """an internal snapshot and a backup in one transaction"""
         self.begin()
         writers = Writers(self.server, self.content, SEED)
         try:
@@ -147,7 +147,7 @@ class OnePoint(TogetherCase):
                     self.assertEqual(self.names(), ["drive0"])
                     self.write(0, b"goes on")
         self.fails("GenericError", self.client, "transaction", "busy", actions=[self.over("o"), self.internal("s")])
-        # Others' jobs are in the way, as they are of the commands.
+        # As for single commands, another job of the disk can prevent the transaction.
         self.mirror(speed=64 * KIB)
         self.fails("GenericError", self.client, "transaction", "a job uses it",
                    actions=[self.action(target, job="b"), self.over("o")])
@@ -168,7 +168,7 @@ class Grouped(TogetherCase):
         self.before = (self.dirty("a"), self.dirty("b"))
 
     def two(self, second, **more):
-        """The second doesn't end before let_go()."""
+        """Two jobs in a group; the second doesn't end before let_go()."""
         self.grouped(self.action(self.path("one.raw"), job="one", bitmap="a", bitmap_mode="on-success", **more),
                      self.action(second, job="two", bitmap="b", bitmap_mode="on-success", mode="existing", speed=KIB,
                                  **more))
@@ -190,7 +190,7 @@ class Grouped(TogetherCase):
         self.source_is_good()
 
     def test_one_fails(self):
-        """the other had its work done, and waited"""
+        """one job fails: the other, which has done its work and waits for it, is cancelled"""
         fault = self.path("fault")
         target = self.memory("--filter=error", "error-pwrite=EIO", "error-pwrite-rate=100%",
                              f"error-pwrite-file={fault}")
@@ -201,7 +201,7 @@ class Grouped(TogetherCase):
         self.none_has_ended_well("two")
 
     def test_one_is_cancelled(self):
-        """that waits, or that works: both are gone, and soon, whatever the target does"""
+        """one job is cancelled, the waiting or the working one: both end soon, even if a target hangs"""
         for which in ("one", "two"):
             with self.subTest(which=which):
                 if which == "two":
@@ -227,7 +227,7 @@ class Grouped(TogetherCase):
         self.source_is_good()
 
     def test_one_decision(self):
-        """who finalizes one has finalized all"""
+        """job-finalize of one job finalizes all jobs of the group"""
         self.two(self.memory().uri, auto_finalize=False)
         self.let_go()
         for _ in range(2):
@@ -244,7 +244,8 @@ class Grouped(TogetherCase):
 
 class Disks(ManyDisks):
     def test_one_point(self):
-        """backups of two disks and an image on top of one: each number is written to one and then to the other"""
+        """backups of two disks and a new image on top of one, at one point: each number is written to one disk and then
+        to the other, so no point has it only on the second"""
         self.serve_two()
         first, second = (self.server.connect(name) for name in ("a", "b"))
         over, errors = threading.Event(), []

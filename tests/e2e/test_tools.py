@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The tools that people use with an NBD server work with this one, unchanged."""
+"""Common tools for NBD servers work with this one."""
 
 import pathlib
 import unittest
@@ -46,7 +46,7 @@ class Tools(Case):
         check(image, "qcow2")
 
     def test_qemu_io(self):
-        """qemu's block layer as the client: write, zero, discard, verify."""
+        """QEMU's block layer as the client: write, zero, discard, verify."""
         for fmt in ("qed", "qcow2"):
             with self.part(fmt=fmt):
                 image = create(self.path("disk"), fmt, SIZE)
@@ -83,7 +83,7 @@ class Tools(Case):
         return job
 
     def test_fio_verify(self):
-        """fio writes at random, deep and in parallel, and verifies checksums."""
+        """fio writes randomly, with a deep queue, and verifies checksums."""
         for fmt in ("qed", "qcow2"):
             for size in ("4k-4k", "512-64k"):
                 with self.part(fmt=fmt, size=size):
@@ -94,7 +94,7 @@ class Tools(Case):
                     check(image, fmt)
 
     def test_fio_several_jobs(self):
-        """Jobs on connections of their own, each with its part of the disk."""
+        """Several jobs of fio, each with its own connection and part of the disk."""
         image = create(self.path("disk"), "qcow2", 4 * SIZE)
         server = self.serve(image, fmt="qcow2")
         self.fio(server, "--rw=randwrite", "--bs=16k", f"--size={SIZE}", f"--offset_increment={SIZE}",
@@ -104,7 +104,7 @@ class Tools(Case):
         check(image, "qcow2")
 
     def test_nbdinfo(self):
-        """Size, flags and block size as JSON, and the map adds up to the disk."""
+        """Size, flags and block size as JSON; the map covers the whole disk."""
         image = create(self.path("disk"), "qcow2", SIZE, "cluster_size=128k")
         fill(image, "qcow2", [(MIB, b"x" * MIB)])
         server = self.serve(image, fmt="qcow2")
@@ -123,7 +123,7 @@ class Tools(Case):
         server.stop()
 
     def test_list_exports(self):
-        """The active layer is the export with the empty name."""
+        """The disk is the export with the empty name."""
         image = create(self.path("disk"), "qcow2", SIZE)
         server = self.serve(image, fmt="qcow2")
         names = [e["export-name"] for e in json.loads(run("nbdinfo", "--list", "--json", server.uri).stdout)["exports"]]
@@ -132,7 +132,7 @@ class Tools(Case):
 
     @unittest.skipIf(STANDIN, "needs the plugin")
     def test_unknown_export(self):
-        """Another name is refused with what there is; the server goes on."""
+        """An unknown name is refused, with the names that exist; the server goes on."""
         server = self.serve(create(self.path("disk"), "qcow2", SIZE), fmt="qcow2")
         for name in ("nope", "snapshot/none", "x" * 4096, "new\nline"):
             with self.assertRaises(nbd.Error):
@@ -144,7 +144,7 @@ class Tools(Case):
 
     @unittest.skipIf(STANDIN, "needs the plugin")
     def test_dump_plugin(self):
-        """--dump-plugin prints formats, cache modes (V-08) and the kinds of jobs (M-22), without an image."""
+        """--dump-plugin needs no image; it prints formats, cache modes (V-08) and the kinds of jobs (M-22)."""
         out = run("nbdkit", PLUGIN, "--dump-plugin", env=plugin_env()).stdout
         fields = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
         self.assertEqual(fields["name"], "qimg")
@@ -157,7 +157,7 @@ class Tools(Case):
 
     @unittest.skipIf(STANDIN, "needs the plugin")
     def test_help_names_every_key(self):
-        """nbdkit --help lists the keys, and warns of cache=volatile (V-05)."""
+        """nbdkit --help lists the parameters, and warns of cache=volatile (V-05)."""
         out = run("nbdkit", PLUGIN, "--help", env=plugin_env()).stdout
         for key in ("file", "format", "cache", "need-check-delay", "lazy-refcounts", "backing",
                     "references", "discard", "metadata-cache", "writable"):
@@ -166,15 +166,14 @@ class Tools(Case):
 
     @unittest.skipIf(STANDIN, "needs the plugin")
     def test_magic_key(self):
-        """`nbdkit PLUGIN IMAGE` means file=IMAGE; a relative name is one of the start folder."""
+        """`nbdkit PLUGIN IMAGE` means file=IMAGE; a relative name is relative to nbdkit's start folder."""
         create(self.path("disk.qcow2"), "qcow2", SIZE)
         done = run("nbdkit", "-U", "-", PLUGIN, "disk.qcow2", "--run", "nbdinfo --size $uri",
                    cwd=self.dir, env=plugin_env())
         self.assertEqual(int(done.stdout), SIZE)
 
     def test_created_images_are_like_those_of_qemu_img(self):
-        """Q-01, Q-03: qimg create writes what qemu-img reads the same way, and `qimg info`
-        prints qemu-img's JSON."""
+        """Q-01, Q-03: qemu-img describes images of qimg create like its own, and `qimg info` prints the same JSON."""
         base = create(self.path("base.raw"), "raw", SIZE)
         for fmt, options, backing in (("qed", "", None), ("qed", "cluster_size=4k,table_size=2", base),
                                       ("qcow2", "", None), ("qcow2", "compat=0.10,cluster_size=4k", base),
@@ -196,7 +195,7 @@ class Tools(Case):
                         self.assertEqual(x.read(64), y.read(64))
 
     def test_created_images_name_their_features(self):
-        """L-09: by the table in the header, as qemu-img's."""
+        """L-09: the feature name table in the header is like qemu-img's."""
         def names(path):
             with open(path, "rb") as file:
                 area = file.read(64 * KIB)
@@ -213,7 +212,7 @@ class Tools(Case):
         self.assertEqual(ours, theirs)
 
     def test_create_leaves_nothing_behind_when_it_fails(self):
-        """Q-03, L-01: also a bad option, a size that can't be."""
+        """Q-03, L-01: also for a bad option or an impossible size."""
         for fmt, options, size in (("qed", "cluster_size=1000", "1M"), ("qed", "table_size=3", "1M"),
                                    ("qed", "cluster_size=4k,table_size=1", "1T"),
                                    ("qcow2", "cluster_size=100", "1M"), ("qcow2", "refcount_bits=3", "1M"),

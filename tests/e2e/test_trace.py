@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the server asks of the kernel, seen by strace.
+"""The server's system calls, seen by strace.
 
-Requirements: V-02 (volatile syncs nothing), shared commits, L-07, and invariant 7 from outside:
-each flush has a sync behind it.
+Requirements: V-02 (volatile never syncs), shared commits, L-07, and that each flush of new data causes
+a sync.
 """
 
 import re
@@ -19,13 +19,13 @@ SECONDS = 10 if LONG else 3
 @unittest.skipUnless(shutil.which("strace"), "strace isn't installed")
 class Traced(Case):
     def traced(self, image, *keys, fmt, calls):
-        """A server under strace, which is told to leave alone what isn't in `calls`."""
+        """A server under strace, which only traces the system calls in `calls`."""
         self.log = self.path("strace")
         return self.serve(image, *keys, fmt=fmt, prefix=[
             "strace", "-D", "-f", "-ttt", "-y", "-o", self.log, "-e", f"trace={','.join(calls)}"])
 
     def calls(self, pattern, since=0.0, until=float("inf")):
-        """The logged calls of a time that match a regular expression."""
+        """The traced calls between two times that match a regular expression."""
         found = []
         with open(self.log, errors="replace") as log:
             for line in log:
@@ -48,7 +48,7 @@ class Traced(Case):
 
 class Holes(Traced):
     def test_data_is_looked_for_once(self):
-        """where its end isn't found at once (tmpfs) each look goes over all of it"""
+        """SEEK_HOLE is called a few times only: on tmpfs each call scans all of the data"""
         for fmt in ("raw", "qcow2", "qed"):
             with self.part(fmt=fmt):
                 image = create(self.path("disk"), fmt, SIZE)
@@ -64,7 +64,7 @@ class Holes(Traced):
 
 class Volatile(Traced):
     def test_no_sync_before_the_end(self):
-        """V-02, V-03: a flush storm makes no sync call, nor a write or an open that syncs."""
+        """V-02, V-03: many flushes cause no sync call, and no write or open with a sync flag."""
         for fmt in ("qed", "qcow2"):
             for cache in ("volatile", "unsafe"):
                 with self.part(fmt=fmt, cache=cache):
@@ -80,14 +80,14 @@ class Volatile(Traced):
                     self.assertEqual(self.calls(r"^pwritev2.*RWF_D?SYNC", until=end), [])
                     self.assertEqual(self.calls(r"^openat.*disk.*(O_D?SYNC|O_DIRECT)"), [])
                     self.assertEqual(self.calls(r"^io_"), [])
-                    # V-06: one real sync at the clean end, then the mark is cleared
+                    # V-06: at the clean end the data is synced before the mark is cleared.
                     self.assertTrue(self.calls(r"^f(data)?sync\(", since=end))
                     check(image, fmt)
 
 
 class Shared(Traced):
     def test_concurrent_flushes_share_commits(self):
-        """8 connections that flush after each write: less than one sync per flush."""
+        """Eight connections that flush after each write: fewer syncs than flushes."""
         for fmt in ("qed", "qcow2"):
             for what in ("in place", "allocating"):
                 with self.part(fmt=fmt, what=what):
@@ -105,7 +105,7 @@ class Shared(Traced):
                     self.assertLess(syncs, flushes)
 
     def test_flush_with_nothing_new_costs_nothing(self):
-        """A flush after a flush makes no sync."""
+        """A flush right after a flush causes no sync."""
         for fmt in ("qed", "qcow2"):
             with self.part(fmt=fmt):
                 image = create(self.path("disk"), fmt, SIZE)
@@ -137,12 +137,13 @@ class Shared(Traced):
 class Lazy(Traced):
     @staticmethod
     def place_of(call):
-        """Where it writes to: the last argument, or the one before the flags."""
+        """The offset of a traced write: the last argument, or the one before the flags."""
         flags = ", [A-Z_0-9]+" if call.startswith("pwritev2") else ""
         return int(re.search(rf", (\d+){flags}(\)| <unfinished)", call)[1])
 
     def refcount_writes(self, cache, lazy):
-        """How many writes 50 allocating writes of 4 KiB and a flush make, and how many of them are of refcounts."""
+        """Makes 50 allocating writes of 4 KiB and a flush; returns the number of the server's write calls, and how many
+        of them write refcounts."""
         image = create(self.path("disk"), "qcow2", SIZE, f"lazy_refcounts={lazy}")
         block = header(image, header(image, 48, 8, "big"), 8, "big")
         server = self.traced(image, f"cache={cache}", fmt="qcow2", calls=("pwrite64", "pwritev", "pwritev2"))
@@ -158,14 +159,15 @@ class Lazy(Traced):
         return len(places), sum(block <= place < block + 64 * KIB for place in places)
 
     def test_refcounts_are_not_written(self):
-        """L-07: whatever the cache mode; without lazy refcounts they are, though not with each allocation."""
+        """L-07: with lazy refcounts no cache mode writes refcounts; without they are written, but not for each
+        allocation."""
         for cache in ("writeback", "writethrough", "directsync", "none"):
             with self.part(cache=cache):
                 eager, lazy = (self.refcount_writes(cache, lazy) for lazy in ("off", "on"))
                 self.assertEqual(lazy[1], 0)
                 self.assertIn(eager[1], range(1, 50))
                 if cache in ("writethrough", "directsync"):
-                    self.assertGreaterEqual(lazy[0], 100)  # the data, and what maps it
+                    self.assertGreaterEqual(lazy[0], 100)  # data and L2 entries
 
 
 class Direct(Traced):
@@ -181,7 +183,7 @@ class Direct(Traced):
                 self.assertEqual(bool(direct), cache in ("none", "directsync"))
 
     def test_writethrough_syncs_before_the_reply(self):
-        """A write without FUA is answered when it is durable."""
+        """A write without FUA is answered only when it is durable."""
         for fmt in ("qed", "qcow2"):
             for cache in ("writethrough", "directsync"):
                 with self.part(fmt=fmt, cache=cache):
@@ -197,7 +199,7 @@ class Direct(Traced):
                     server.stop()
 
     def test_fua_in_place_is_one_durable_write(self):
-        """FUA on an allocated cluster: RWF_DSYNC, or a sync, before the reply."""
+        """FUA on an allocated cluster: there is a write with RWF_DSYNC, or a sync, before the reply."""
         for fmt in ("qed", "qcow2"):
             with self.part(fmt=fmt):
                 image = create(self.path("disk"), fmt, SIZE)

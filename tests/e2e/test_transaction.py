@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Transactions on the control socket: all actions at one point of the writes, or none (B-01)."""
+"""Transactions on the control socket: all actions happen at one point of the writes, or none (B-01)."""
 
 import threading
 import unittest
@@ -43,7 +43,7 @@ class Transactions(ControlCase):
         return {name: (b["count"] // GRANULE, b["recording"]) for name, b in self.client.bitmaps().items()}
 
     def test_actions_build_on_each_other(self):
-        """The usual one: what was recorded until now goes to a bitmap of its own, and the first begins anew."""
+        """The usual transaction: a bitmap is copied into a new one and cleared."""
         self.assertEqual(self.transact(add("a")), {})
         self.disk.pwrite(b"x", 0)
         self.assertEqual(self.transact(add("b", disabled=True), merge("b", "a"), act("clear", "a")), {})
@@ -57,7 +57,7 @@ class Transactions(ControlCase):
         self.assertEqual(self.transact(), {})
 
     def test_none_of_them(self):
-        """Whatever comes before what fails is as it was; each bitmap is anybody's again."""
+        """When an action fails, those before it are undone, and no bitmap stays busy."""
         self.transact(add("a"), add("b"))
         self.disk.pwrite(b"x", 0)
         self.transact(act("disable", "b"))
@@ -107,7 +107,7 @@ class Transactions(ControlCase):
         self.assertEqual(self.bitmaps(), {"a": (0, False)})
 
     def test_one_point_of_the_writes(self):
-        """Two bitmaps change over in a transaction: each write is in one of them, whoever writes."""
+        """A transaction disables one bitmap and enables another: each concurrent write is in exactly one of them."""
         self.transact(add("0", granularity=512), add("1", granularity=512, disabled=True),
                       add("s", granularity=512), add("t", granularity=512, disabled=True))
         stop, writes, failures = threading.Event(), [0] * 4, []
@@ -126,7 +126,7 @@ class Transactions(ControlCase):
         try:
             for turn in range(40):
                 now, then = str(turn % 2), str((turn + 1) % 2)
-                # What lies between takes a while.
+                # The merges in between take some time.
                 self.transact(act("disable", now), *[merge("t", "s")] * 10, act("enable", then))
         finally:
             stop.set()

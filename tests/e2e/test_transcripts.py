@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What libvirt and Proxmox send, in their order and in their words, and what they read of the answers.  M-56, M-61
+"""The commands of libvirt and Proxmox, in their order and spelling, and what they read from the replies.  M-56, M-61
 
-libvirt's lines are those of 11.3 (qemu_block.c, qemu_blockjob.c, qemu_backup.c, qemu_snapshot.c), with files that
-are there already (--reuse-external) or that it makes; Proxmox's those of qemu-server 9 (BlockJob.pm, Blockdev.pm)."""
+libvirt's commands are those of version 11.3 (qemu_block.c, qemu_blockjob.c, qemu_backup.c, qemu_snapshot.c), with
+existing files (--reuse-external) or with files that it makes; Proxmox's those of qemu-server 9 (BlockJob.pm,
+Blockdev.pm)."""
 
 import json
 import os
@@ -19,7 +20,7 @@ from test_mirror import MirrorCase
 
 
 class Transcript(MirrorCase):
-    """A tool's connection: ids as it has them, and JSON in one line."""
+    """A tool's connection: JSON on one line, with ids like the tool's."""
 
     TOOL = "libvirt"
 
@@ -31,7 +32,7 @@ class Transcript(MirrorCase):
         self.sent = 0
 
     def say(self, command, _refused=None, **arguments):
-        """Sends it; what is returned, or the words of what has to be refused."""
+        """Sends a command; returns its value.  _refused: it must fail with a message like this, which is returned."""
         self.sent += 1
         arguments = {key.replace("_", "-"): value for key, value in arguments.items()}
         line = {"execute": command, **({"arguments": arguments} if arguments else {}), "id": f"{self.TOOL}-{self.sent}"}
@@ -46,7 +47,7 @@ class Transcript(MirrorCase):
         return reply["error"]["desc"]
 
     def tell(self, command, **arguments):
-        """whatever comes of it"""
+        """Sends a command and ignores the reply."""
         self.client.send({"execute": command, "arguments": arguments})
         self.client.reply()
 
@@ -54,7 +55,7 @@ class Transcript(MirrorCase):
         self.assertEqual(self.say(command, **arguments), {})
 
     def states(self, job, *states):
-        """JOB_STATUS_CHANGE of these, in this order."""
+        """Waits for JOB_STATUS_CHANGE events with these states, in this order."""
         for state in states:
             while (event := self.client.event("JOB_STATUS_CHANGE", id=job))["data"]["status"] != state:
                 self.assertNotIn(event["data"]["status"], states[states.index(state) + 1:])
@@ -79,7 +80,7 @@ class Libvirt(Transcript):
         self.start_tool("libvirt-1-format", "references=any")
 
     def add(self, number, path, driver="qcow2", **options):
-        """the storage and the format of one source"""
+        """Adds the storage node and the format node of an image."""
         self.done("blockdev-add", driver="file", filename=path, node_name=f"libvirt-{number}-storage",
                   auto_read_only=True, discard="unmap", cache={"direct": True, "no-flush": False})
         self.done("blockdev-add", node_name=f"libvirt-{number}-format", read_only=False, discard="unmap",
@@ -90,7 +91,7 @@ class Libvirt(Transcript):
         self.done("blockdev-del", node_name=f"libvirt-{number}-storage")
 
     def node(self, name):
-        """what libvirt reads of a node"""
+        """Checks the members of a node that libvirt reads; returns the node."""
         nodes = {node["node-name"]: node for node in self.say("query-named-block-nodes", flat=True)}
         image = nodes[name]["image"]
         self.assertEqual(image["virtual-size"], self.SIZE)
@@ -99,7 +100,7 @@ class Libvirt(Transcript):
         return nodes[name]
 
     def snapshot(self, number):
-        """an external one"""
+        """Makes an external snapshot."""
         below = self.image
         self.image = self.overlay(f"snapshot-{number}.qcow2", below)
         self.node(f"libvirt-{number - 1}-format")
@@ -109,7 +110,7 @@ class Libvirt(Transcript):
         self.write(number * MIB, self.rng.randbytes(100 * KIB))
 
     def create(self, number, name, storage_bytes=0, backing=None, **image):
-        """libvirt's way to a new file: it makes it, adds the storage, makes the format in there, adds that"""
+        """How libvirt makes an image: create the file, add the storage node, format it, add the format node."""
         storage = {"driver": "file", "filename": self.path(name)}
         self.create_one(f"create-libvirt-{number}-storage", {**storage, "size": storage_bytes})
         self.done("blockdev-add", **storage, node_name=f"libvirt-{number}-storage", auto_read_only=True, discard="unmap",
@@ -126,7 +127,7 @@ class Libvirt(Transcript):
         self.concluded(job)
 
     def test_what_it_makes(self):
-        """an external snapshot; a full backup; and copies, which are pivoted to"""
+        """into files made by blockdev-create: an external snapshot, a full backup, and copies that become the disk"""
         base = self.image
         qcow2 = {"driver": "qcow2", "size": self.SIZE, "version": "v3"}
         self.begin()
@@ -178,7 +179,7 @@ class Libvirt(Transcript):
         self.states("copy-vda-libvirt-1-format", "created", "running", "ready")
         self.write(MIB, b"while it is mirrored" * 1000)
         self.assertEqual(self.progress("copy-vda-libvirt-1-format")["ready"], True)
-        # Before it pivots it adds a bitmap to the target, and goes on when that fails.
+        # Before the pivot libvirt adds a bitmap to the target, and ignores an error.
         self.tell("transaction", actions=[{"type": "block-dirty-bitmap-add", "data": {
             "node": "libvirt-2-format", "name": "libvirt-tmp-activewrite", "persistent": False, "disabled": False}}])
         self.done("job-complete", id="copy-vda-libvirt-1-format")
@@ -186,7 +187,7 @@ class Libvirt(Transcript):
         self.concluded("copy-vda-libvirt-1-format")
         self.node("libvirt-2-format")
         self.write(0, b"on the copy")
-        # And a second time, from where it is now.
+        # A second copy, of the new disk.
         self.add(3, create(self.path("second.raw"), "raw", self.SIZE), "raw")
         self.done("blockdev-mirror", job_id="copy-vda-libvirt-2-format", device="libvirt-2-format",
                   target="libvirt-3-format", sync="full", speed=1 << 30, granularity=64 * KIB, buf_size=MIB,
@@ -198,7 +199,7 @@ class Libvirt(Transcript):
         self.content_is(self.path("second.raw"), "raw")
 
     def test_a_shallow_blockcopy(self):
-        """onto the layer below, which was there before libvirt named it"""
+        """a copy of the top alone, over the existing layer below"""
         base = self.image
         self.begin()
         self.snapshot(2)
@@ -268,7 +269,7 @@ class Libvirt(Transcript):
         return sorted(bitmap["name"] for bitmap in self.node(f"libvirt-{number}-format").get("dirty-bitmaps", []))
 
     def checkpoints(self):
-        """Bitmaps of two layers below the top, stored and in memory; the layers' files."""
+        """Makes a chain of three with stored and in-memory bitmaps on the lower two; returns these layers' files."""
         self.begin()
         files = [self.image]
         for number in (1, 2):
@@ -282,7 +283,8 @@ class Libvirt(Transcript):
         return files
 
     def test_a_checkpoint_is_deleted_below_a_snapshot(self):
-        """whose layers are opened for writing before, as it seems; the disk goes on, and nothing else changes"""
+        """libvirt reopens the layers for writing before it removes their bitmaps; the disk goes on, and nothing else
+        changes"""
         files = self.checkpoints()
         self.reopen(2, False, **{"detect-zeroes": "on"})
         self.reopen(1, False)
@@ -294,11 +296,11 @@ class Libvirt(Transcript):
         for path in files:
             self.assertEqual(self.stored(path), ["second"])
             check(path, "qcow2", served=True)
-        # One more by itself; and once more, in the same layer.
+        # One more by a command of its own, which fails when it is repeated.
         self.done("block-dirty-bitmap-remove", node="libvirt-1-format", name="second")
         self.say("block-dirty-bitmap-remove", "'second' not found", node="libvirt-1-format", name="second")
         self.assertEqual(self.stored(files[0]), [])
-        # The layers are as they were for who comes then: a commit into the lowest, of which nothing is missing.
+        # The layers can still be used: a commit into the lowest one is complete.
         self.done("block-commit", device="libvirt-3-format", job_id="commit", top_node="libvirt-3-format",
                   base_node="libvirt-1-format", auto_dismiss=False)
         self.states("commit", "running", "ready")
@@ -307,7 +309,8 @@ class Libvirt(Transcript):
         self.content_is(files[0])
 
     def test_a_checkpoint_that_isnt_deleted(self):
-        """all of a transaction or nothing; and not while a job may follow the layers' bitmaps"""
+        """a transaction of removals that fails changes nothing; removals are refused while a job may move the layers'
+        bitmaps"""
         files = self.checkpoints()
         for actions, text in (
                 ([self.removal(1, "first"), self.removal(2, "nosuch")], "'nosuch' not found"),
@@ -374,7 +377,7 @@ class Libvirt(Transcript):
         self.remove(number)
 
     def test_backup_begin(self):
-        """push: a full one with a checkpoint, and an incremental one from it"""
+        """push mode: a full backup with a checkpoint, and an incremental one from that checkpoint"""
         bitmap = {"node": "libvirt-1-format", "persistent": True, "disabled": False}
         self.begin()
         self.add(2, create(self.path("full.qcow2"), "qcow2", self.SIZE), backing=None)
@@ -398,19 +401,19 @@ class Libvirt(Transcript):
         check(self.image, "qcow2")
 
     def on_disk(self, number, name, **image):
-        """a file that is to lie on the disk that is served"""
+        """Makes an overlay of the served disk, whose node is its backing node."""
         self.create(number, name, backing="libvirt-1-format", driver="qcow2", size=self.SIZE,
                     **{"backing-file": self.image, "backing-fmt": "qcow2"}, **image)
 
     def merged(self, node, name):
-        """what was recorded in "first", in a bitmap of its own"""
+        """The actions that copy the bitmap "first" into a new bitmap on this node."""
         return [{"type": "block-dirty-bitmap-add", "data": {
             "node": node, "name": name, "persistent": False, "disabled": True, "granularity": 65536}},
                 {"type": "block-dirty-bitmap-merge", "data": {
                     "node": node, "target": name, "bitmaps": [{"node": "libvirt-1-format", "name": "first"}]}}]
 
     def test_backup_begin_to_a_file_that_lies_on_the_disk(self):
-        """push: what libvirt makes by itself for an incremental one"""
+        """push mode: the overlay that libvirt makes itself as the target of an incremental backup"""
         bitmap = {"node": "libvirt-1-format", "persistent": True, "disabled": False}
         for options in ({}, {"cluster-size": 2 * MIB}, {"extended-l2": True}):
             with self.subTest(**options):
@@ -419,7 +422,7 @@ class Libvirt(Transcript):
                 self.create(2, "full.qcow2", driver="qcow2", size=self.SIZE)
                 self.backup(2, {"type": "block-dirty-bitmap-add", "data": {**bitmap, "name": "first"}}, sync="full")
                 self.write(2 * MIB, b"since the first" * 10000)
-                self.write(MIB, bytes(128 * KIB))  # where there was something
+                self.write(MIB, bytes(128 * KIB))  # zeroes over old data
                 self.on_disk(3, "increment.qcow2", **options)
                 self.backup(3, {"type": "block-dirty-bitmap-add", "data": {**bitmap, "name": "second"}},
                             *self.merged("libvirt-1-format", "backup-vda"), sync="incremental", bitmap="backup-vda")
@@ -430,14 +433,14 @@ class Libvirt(Transcript):
                 self.content_is(self.path("increment.qcow2"))
 
     def test_backup_begin_to_another_host_s_file_that_lies_on_the_disk(self):
-        """whose server prefers small blocks: of a cluster that is written in part the rest comes from the disk"""
+        """push mode to an export that prefers small blocks: partly written clusters are completed from the disk"""
         self.begin()
         full, increment, sock = (self.path(name) for name in ("full.raw", "increment.qcow2", "sock"))
         self.done("block-dirty-bitmap-add", node="libvirt-1-format", name="first")
         run("qemu-img", "convert", "-U", "-O", "raw", self.image, full)
         self.write(2 * MIB, b"since the first" * 100)
         run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=2M", "-b", self.image, "-F", "qcow2", increment)
-        os.truncate(increment, 64 * MIB)  # an export doesn't grow
+        os.truncate(increment, 64 * MIB)  # large enough: an export can't grow
         nbd_server = subprocess.Popen(["qemu-nbd", "-t", "-f", "raw", "-k", sock, increment])
         self.addCleanup(nbd_server.kill)
         harness.await_listener(sock)
@@ -469,7 +472,7 @@ class Libvirt(Transcript):
         return {"type": "unix", "data": {"path": self.server.socket}}
 
     def pull(self, number, *actions, bitmaps=()):
-        """virsh backup-begin: the scratch file's export"""
+        """virsh backup-begin in pull mode: starts the backup to a scratch file, and exports that"""
         self.done("nbd-server-start", addr=self.address())
         self.done("transaction", actions=[*actions, {"type": "blockdev-backup", "data": {
             "device": "libvirt-1-format", "job-id": "backup-vda-libvirt-1-format",
@@ -479,17 +482,17 @@ class Libvirt(Transcript):
                   **({"bitmaps": list(bitmaps)} if bitmaps else {}))
 
     def end_of_pull(self, number):
-        """virsh domjobabort"""
+        """virsh domjobabort: ends a backup in pull mode"""
         job = "backup-vda-libvirt-1-format"
         self.done("block-job-cancel", device=job, force=True)
         self.states(job, "concluded")
         self.assertEqual(self.say("query-jobs")[0]["status"], "concluded")
         self.done("nbd-server-stop")
-        self.remove(number)  # its target is free, though it isn't dismissed
+        self.remove(number)  # the target is free, although the job isn't dismissed
         self.done("job-dismiss", id=job)
 
     def test_backup_begin_in_pull_mode(self):
-        """a client reads the point, and with a bitmap what has changed since the last one"""
+        """a client reads the point, and, with a bitmap, what has changed since the last one"""
         bitmap = {"node": "libvirt-1-format", "persistent": True, "disabled": False}
         self.begin()
         self.on_disk(2, "scratch.qcow2")
@@ -503,7 +506,7 @@ class Libvirt(Transcript):
         self.end_of_pull(2)
         with self.assertRaises(nbd.Error):
             self.server.connect("vda")
-        self.on_disk(3, "second.qcow2", **{"cluster-size": 2 * MIB})  # of which a part is saved at a time
+        self.on_disk(3, "second.qcow2", **{"cluster-size": 2 * MIB})  # with clusters larger than the job's steps
         self.pull(3, {"type": "block-dirty-bitmap-add", "data": {**bitmap, "name": "second"}},
                   *self.merged("libvirt-3-format", "backup-vda"), bitmaps=["backup-vda"])
         point = self.content[:]
@@ -520,7 +523,7 @@ class Libvirt(Transcript):
         self.content_is(self.image)
 
     def test_an_nbd_server(self):
-        """is there, and listens where nbdkit was told to"""
+        """nbd-server-start succeeds if the address is where nbdkit listens already"""
         self.begin()
         for address in ({"type": "unix", "data": {"path": self.path("nbd")}},
                         {"type": "unix", "data": {"path": self.control}},
@@ -538,7 +541,7 @@ class Libvirt(Transcript):
         self.content_is(self.image)
 
     def test_an_nbd_server_with_a_port(self):
-        """which is one of this machine's addresses, in numbers"""
+        """an NBD server with a numeric address of this machine and a port"""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = {"port": str(probe.getsockname()[1])}
@@ -555,7 +558,7 @@ class Libvirt(Transcript):
         self.say("nbd-server-start", "not at this address", addr={"type": "inet", "data": {"host": "192.0.2.1", **port}})
 
     def test_pull_mode_of_before_block_export_add(self):
-        """nbd-server-add and -remove; and what can't be exported"""
+        """nbd-server-add and nbd-server-remove, and nodes that can't be exported"""
         self.begin()
         self.on_disk(2, "scratch.qcow2")
         self.done("transaction", actions=[
@@ -590,7 +593,7 @@ class Libvirt(Transcript):
         self.content_is(self.image)
 
     def test_a_transaction_that_fails_leaves_no_bitmap(self):
-        """of a target that its job has opened"""
+        """a bitmap on the target of a job, in a transaction that fails"""
         self.begin()
         self.on_disk(2, "scratch.qcow2")
         self.say("transaction", "aborted", actions=[
@@ -602,7 +605,7 @@ class Libvirt(Transcript):
         self.content_is(self.image)
 
     def test_an_export(self):
-        """of a node of its own, as libvirt has NBD exports"""
+        """an export of a separate node, as libvirt makes NBD exports"""
         self.begin()
         self.add(2, create(self.path("other.qcow2"), "qcow2", self.SIZE), backing=None)
         self.done("block-export-add", type="nbd", id="libvirt-nbd-libvirt-2-format", node_name="libvirt-2-format",
@@ -628,13 +631,13 @@ class Libvirt(Transcript):
 
 
 class Proxmox(Transcript):
-    TOOL = "21542"  # its pid and a number
+    TOOL = "21542"  # Proxmox's ids are its process id and a number
 
     def begin(self):
         self.start_tool("drive-scsi0")
 
     def poll(self, job, until):
-        """query-block-jobs until this one is as is waited for; None: it has gone"""
+        """Repeats query-block-jobs until until(job's info) is true; the info is None when the job is gone."""
         for _ in range(100000):
             info = next((j for j in self.say("query-block-jobs") if j["device"] == job and j["type"] == "mirror"), None)
             if until(info):
@@ -647,7 +650,7 @@ class Proxmox(Transcript):
         return info["ready"] and not info["busy"]
 
     def move(self, job):
-        """its monitor: ready, complete, until it is concluded and dismissed"""
+        """Proxmox's loop for a move: wait until ready, complete, wait until concluded, dismiss."""
         info = self.poll(job, self.is_ready)
         self.assertEqual(info["offset"], info["len"])
         self.write(MIB, b"while it moves" * 1000)
@@ -658,7 +661,7 @@ class Proxmox(Transcript):
         self.write(0, b"moved")
 
     def test_a_drive_is_moved(self):
-        """to files and over NBD, as before blockdev"""
+        """with drive-mirror, to files and over NBD, as versions before -blockdev do"""
         self.begin()
         file = create(self.path("target.qcow2"), "qcow2", self.SIZE)
         options = {"device": "drive-scsi0", "sync": "full", "auto_dismiss": False, "mode": "existing"}
@@ -680,7 +683,7 @@ class Proxmox(Transcript):
         check(file, "qcow2")
 
     def blockdev(self, path, **options):
-        """a format over a file, each with all options"""
+        """The arguments of blockdev-add for a format node over a file node, with all of Proxmox's options."""
         common = {"cache": {"direct": True, "no-flush": False}, "discard": "unmap", "detect-zeroes": "unmap",
                   "read-only": False}
         return {"node_name": "f" + "1" * 30, "driver": "qcow2", **common, **options, "file": {
@@ -694,14 +697,14 @@ class Proxmox(Transcript):
         self.done("blockdev-mirror", job_id="mirror-scsi0", device="drive-scsi0", target="f" + "1" * 30, sync="full",
                   auto_dismiss=False, replaces="drive-scsi0", speed=1024 * MIB)
         self.move("mirror-scsi0")
-        # It takes the source away, unless it is gone.
+        # Proxmox would remove the source's node, if it still existed.
         self.assertEqual([node["node-name"] for node in self.say("query-named-block-nodes")], ["f" + "1" * 30])
         self.done("block_resize", node_name=self.say("query-block")[0]["inserted"]["node-name"], size=self.SIZE + MIB)
         self.content += bytes(MIB)
         self.content_is(target)
 
     def test_a_drive_is_moved_to_a_node_that_is_zero(self):
-        """a thin volume, which it says is zero: no zeroes are written there"""
+        """a thin volume behind a zeroinit node: no zeroes are written to it"""
         self.begin()
         target = create(self.path("target.raw"), "raw", self.SIZE)
         below = self.blockdev(target, driver="raw")
@@ -734,7 +737,7 @@ class Proxmox(Transcript):
         with self.assertRaises(QmpError) as caught:
             self.client.cmd("block-job-cancel", device="drive-scsi0")
         self.assertEqual(caught.exception.kind, "DeviceNotActive")
-        # A target that was added, and isn't needed.
+        # A target that was added and isn't used.
         self.done("blockdev-add", **self.blockdev(create(self.path("x.qcow2"), "qcow2", self.SIZE)))
         self.done("blockdev-del", node_name="f" + "1" * 30)
         self.say("blockdev-del", "Failed to find node with node-name", node_name="e" + "1" * 30)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""qimg version: what the program is made of."""
+"""qimg version: the versions of the program, its libraries, nbdkit and the plugin."""
 
 import json
 import os
@@ -13,7 +13,7 @@ QIMG = BUILD / "qimg"
 
 
 def of_package(name):
-    """The version of a library as its package says it."""
+    """A library's version according to pkg-config."""
     return run("pkg-config", "--modversion", name).stdout.strip()
 
 
@@ -23,7 +23,7 @@ class Version(Case):
         return json.loads(run(QIMG, "version", "--output=json", env=plugin_env(**env)).stdout)
 
     def test_as_it_is(self):
-        """Versions are those that others tell: the linker's libraries, nbdkit, the plugin."""
+        """The versions are the same as those from pkg-config, nbdkit and the plugin."""
         about = self.about()
         dump = dict(line.split("=", 1) for line in
                     run("nbdkit", PLUGIN, "--dump-plugin", env=plugin_env()).stdout.splitlines() if "=" in line)
@@ -41,7 +41,7 @@ class Version(Case):
         self.assertEqual(about["nbdkit"]["plugin"], {"version": about["version"], "path": str(PLUGIN)})
 
     def test_words(self):
-        """The same for people; with each spelling of the command."""
+        """The text output has the same versions, with each spelling of the command."""
         texts = {run(QIMG, *words, env=plugin_env()).stdout for words in (["version"], ["--version"], ["-V"])}
         self.assertEqual(len(texts), 1, texts)
         text = texts.pop()
@@ -53,7 +53,7 @@ class Version(Case):
         self.assertEqual(json.loads(run(QIMG, "--version", "--output=json", env=plugin_env()).stdout), about)
 
     def test_without(self):
-        """No nbdkit; one that doesn't know the plugin."""
+        """There is no nbdkit, or one that doesn't find the plugin."""
         os.mkdir(self.path("empty"))
         self.assertIsNone(self.about(PATH=self.path("empty"))["nbdkit"])
         done = run(QIMG, "version", env=plugin_env(PATH=self.path("empty")))
@@ -65,7 +65,7 @@ class Version(Case):
         self.assertEqual(self.about(PATH=f"{self.path('empty')}:/bin")["nbdkit"], {"version": "9.8.7", "plugin": None})
 
     def test_installed(self):
-        """A command that doesn't lie beside the plugin asks for it by its name."""
+        """If the plugin isn't beside the command, it is found by its name."""
         path = f"{nbdkit_by_name(self.path('bin'))}:{os.environ['PATH']}"
         run("cp", QIMG, self.path("qimg"))
         about = json.loads(run(self.path("qimg"), "version", "--output=json", env=plugin_env(PATH=path)).stdout)
