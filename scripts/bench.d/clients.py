@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is measured, on one server and one image each: functions that take a Measurement and return
-the figure.  The makers at the end take what differs between the workloads."""
+"""The measurements: functions that take a Measurement, of one server on one image, and return the figure.
+The functions at the end make such functions from parameters, so that workloads can share them."""
 
 import contextlib
 import dataclasses
@@ -23,13 +23,13 @@ WARM_UP = 0.5       # seconds before a timed run counts
 STARTS = 11         # in one measurement of starts
 MIRROR_TIMEOUT = 120
 REPLY_TIMEOUT = 60
-PAUSE = 0.5         # seconds between what is done beside the clients
-STEADY = 5000       # requests per second
+PAUSE = 0.5         # seconds between actions that run beside the clients
+STEADY = 5000       # requests per second, where the load is the same for all servers
 
 
 @dataclasses.dataclass
 class Measurement:
-    """One server on one image, once.  Gathers the server's peak memory."""
+    """One measurement of one server on one image.  Records the server's peak memory."""
     nursery: Nursery
     server: servers.Server
     image: Image
@@ -38,7 +38,7 @@ class Measurement:
 
     @contextlib.contextmanager
     def serving(self, wait=True, **how):
-        """The server runs; if it dies, that is the outcome, whatever its client complained of."""
+        """Runs the server.  If it dies, that is the reported failure, not the client's error."""
         running = servers.start(self.nursery, self.server, self.image, **how)
         try:
             try:
@@ -58,14 +58,14 @@ class Measurement:
 # ---- fio ----
 
 def _fio(measurement, running, rw, bs, depth, once=False, **more):
-    """Runs fio and returns what it says of the reads, the writes or the trims.  `once` ends when
-    all of the image was touched: a fresh image stays fresh to the end."""
+    """Runs fio and returns its results for the reads, writes or trims.  `once`: each block is used only once, so
+    that all writes to a fresh image allocate."""
     job = _fio_job(measurement, running, rw, bs, depth, once, **more)
     return next(job[kind] for kind in ("read", "write", "trim") if kind in rw)
 
 
 def _fio_job(measurement, running, rw, bs, depth, once=False, **more):
-    """All that fio says."""
+    """Runs fio and returns all of its results."""
     words = {"name": "bench", "ioengine": "nbd", "uri": running.uri, "rw": rw, "bs": bs,
              "iodepth": depth, "size": measurement.image.size, "runtime": measurement.seconds,
              "output-format": "json", **more}
@@ -86,16 +86,16 @@ def _fio_job(measurement, running, rw, bs, depth, once=False, **more):
 # ---- trim and write zeroes: fio knows no zeroes, and doesn't flush after a trim ----
 
 def _connect(running):
-    """Another client than fio."""
-    import nbd  # python3-libnbd, which is installed by now
+    """Connects a client of our own, without fio."""
+    import nbd  # python3-libnbd; not at the start of the file, because the bench may have to install it first
     handle = nbd.NBD()
     handle.connect_unix(running.place.socket)
     return handle
 
 
 def _send_each(handle, method, length, offsets, depth, seconds):
-    """Sends that request to the offsets while there is time, then a flush, so that nothing that was put
-    off is left out.  Returns how many."""
+    """Sends requests to these offsets until the time is over, and then a flush, so that work which the server has
+    postponed is included.  Returns the number of requests."""
     errors = []
 
     def completed(error):
@@ -122,7 +122,7 @@ def _shuffled(offsets):
 
 
 def _once_everywhere(measurement, running, method, length, depth):
-    """Sends that request to all of the image once, in random order, and returns requests per second."""
+    """Sends a request to each part of the image once, in random order; returns requests per second."""
     import nbd
     offsets = _shuffled(range(0, measurement.image.size, length))
     try:
@@ -137,8 +137,8 @@ def _once_everywhere(measurement, running, method, length, depth):
 
 
 def fsync_beside_trims(measurement):
-    """The 99th percentile, in milliseconds, of a write of 4 KiB and its flush, from when another client
-    begins to trim every second cluster of the image in random order; holes may be made long after."""
+    """The 99th percentile, in milliseconds, of a write of 4 KiB with a flush, while another client trims every
+    second cluster of the image in random order, and after that, when the server may still be punching holes."""
     size, failures, times = measurement.image.size, [], []
 
     def trim(handle):
@@ -175,7 +175,7 @@ def _poll(handle):
 # ---- start and stop ----
 
 def _first_reply(running):
-    """Connects as soon as that goes, and reads."""
+    """Connects as soon as that is possible, and reads."""
     import nbd
     deadline = time.monotonic() + servers.START_TIMEOUT
     while True:
@@ -192,7 +192,7 @@ def _first_reply(running):
 
 
 def start_and_stop(measurement):
-    """Milliseconds from the start of the program through its first reply to its end."""
+    """Milliseconds for the start of the program, its first reply and its end."""
     times = []
     for _ in range(STARTS):
         began = time.monotonic()
@@ -205,7 +205,7 @@ def start_and_stop(measurement):
 # ---- whole programs ----
 
 def copy_all(measurement):
-    """MB/s of nbdcopy, as often as the time allows."""
+    """MB/s of nbdcopy, which is repeated until the time is over."""
     with measurement.serving() as running:
         copied, began = 0, time.monotonic()
         while True:
@@ -217,9 +217,9 @@ def copy_all(measurement):
 
 
 def offline(words):
-    """Makes what measures an offline command: its seconds.  "IMAGE" among the words is the image, "OTHER"
-    the last of its files, "OUT" a file that isn't there.  The kernel counts as its memory also what
-    this program had when it started the child: less than that can't be told."""
+    """A function that measures the seconds of an offline command.  In the words, "IMAGE" is the image, "OTHER" the
+    last of its files, "OUT" a file that doesn't exist, and "NONE" an empty word.  The memory includes that of this
+    program at the time of the fork, so smaller figures can't be measured."""
     def measure(measurement):
         log, out = measurement.nursery.path("offline.log"), measurement.nursery.path("offline.out")
         names = {"IMAGE": measurement.image.path, "OTHER": measurement.image.files[-1], "OUT": out,
@@ -259,7 +259,7 @@ def futexes(measurement):
 
 @contextlib.contextmanager
 def _mirror_target(measurement):
-    """An empty raw file, served by nbdkit: its URI."""
+    """The URI of an empty raw file that nbdkit serves."""
     target = measurement.nursery.path("target.raw")
     with open(target, "wb") as file:
         file.truncate(measurement.image.size)
@@ -273,14 +273,14 @@ def _mirror_target(measurement):
 
 
 def mirror(measurement):
-    """Seconds from the command until the target has everything."""
+    """Seconds from the command until the mirror is ready."""
     with _mirror_target(measurement) as uri, measurement.serving(control=True) as running:
         return _mirror_to(measurement, running, uri)
 
 
 def read_beside_mirror(measurement):
-    """The 99.9th percentile, in milliseconds, of 4 KiB reads one at a time, while a mirror goes on that would be
-    through in twice the time."""
+    """The 99.9th percentile, in milliseconds, of 4 KiB reads, one at a time, during a mirror whose speed is set so that
+    it would need twice the time."""
     with _mirror_target(measurement) as uri, measurement.serving(control=True) as running:
         with Qmp(running.place.control, MIRROR_TIMEOUT) as qmp:
             job = measurement.server.mirror(qmp, uri)
@@ -293,7 +293,7 @@ def read_beside_mirror(measurement):
 
 
 def mirror_to_rbd(measurement):
-    """The same to a new image on Ceph RBD."""
+    """Seconds until a mirror to a new image on Ceph RBD is ready."""
     size = measurement.image.size
     cluster = ceph_images.cluster(measurement.nursery, 4 * size)
     cluster.create("target", size)
@@ -314,7 +314,7 @@ def _mirror_to(measurement, running, uri):
         qmp.wait_for("BLOCK_JOB_READY", job)
         passed = time.monotonic() - began
         qmp.command("block-job-cancel", {"device": job})
-        qmp.wait_for("BLOCK_JOB_COMPLETED", job)  # what cancelling a mirror that is ready means
+        qmp.wait_for("BLOCK_JOB_COMPLETED", job)  # a ready mirror completes when it is cancelled
         return passed
 
 
@@ -337,8 +337,8 @@ def write_beside_backup(measurement):
 
 @contextlib.contextmanager
 def _meanwhile(step):
-    """Calls step(number) again and again, with PAUSE between, until the block ends.  What goes wrong in it is
-    raised then."""
+    """Calls step(number) repeatedly, with PAUSE in between, until the block ends.  An error of step() is raised at the
+    end."""
     over, failures = threading.Event(), []
 
     def work():
@@ -362,7 +362,8 @@ def _meanwhile(step):
 
 
 def _worst_write(measurement, running):
-    """Of random overwrites that come as fast to every server: who is slower would have fewer to delay."""
+    """The latency of random overwrites at a fixed rate.  Without one, a slower server would have fewer requests that
+    can be delayed."""
     return _worst(_fio(measurement, running, "randwrite", "4k", 4, rate_iops=STEADY))
 
 
@@ -372,8 +373,8 @@ def _worst(done):
 
 
 def write_latency_beside_overlays(measurement):
-    """The 99.9th percentile of the latency of random overwrites, in milliseconds, while an image is
-    put on top of the disk every half a second."""
+    """The 99.9th percentile of the latency of random overwrites, in milliseconds, while a new image is put
+    on top of the disk every half second."""
     overlays = []
     try:
         with measurement.serving(control=True) as running, \
@@ -391,7 +392,7 @@ def write_latency_beside_overlays(measurement):
 
 
 def write_latency_beside_snapshots(measurement):
-    """The same while an internal snapshot is made every half a second, and the one before is deleted."""
+    """The same while every half second an internal snapshot is made and the one before is deleted."""
     with measurement.serving(control=True) as running, \
             Qmp(running.place.control, MIRROR_TIMEOUT) as qmp:
         def take(number):
@@ -405,8 +406,8 @@ def write_latency_beside_snapshots(measurement):
 
 
 def read_beside_check(measurement):
-    """The 99.9th percentile, in milliseconds, of 4 KiB reads one at a time, while the image is checked, with half a
-    second between the checks."""
+    """The 99.9th percentile, in milliseconds, of 4 KiB reads, one at a time, while the image is checked repeatedly,
+    with half a second between the checks."""
     tool = measurement.server.tool or "qemu-img"
     with measurement.serving() as running:
         def check(_):
@@ -444,8 +445,8 @@ def worst_latency(rw, depth=8, bs="1M", **more):
 
 
 def worst_beside_writer(rw, what, **more):
-    """The 99.9th percentile, in milliseconds, of 4 KiB in the first half of the image, one at a time, while
-    another client allocates its second half as fast as it can.  `what`: of which of fio's figures."""
+    """The 99.9th percentile, in milliseconds, of 4 KiB requests to the first half of the image, one at a time, while
+    another client allocates the second half as fast as it can.  `what`: which of fio's figures."""
     def measure(measurement):
         half, failures = measurement.image.size // 2, []
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The ratios that a document tells, as rows to be drawn: its table "| workload | QEMU's best | `nbdkit file` |"."""
+"""Reads ratios from a document, from its table "| workload | QEMU's best | `nbdkit file` |", as rows to be drawn."""
 
 import dataclasses
 import re
@@ -8,27 +8,27 @@ from typing import Optional
 
 @dataclasses.dataclass(frozen=True)
 class Titled:
-    """What is drawn of a workload."""
+    """The part of a workload that is drawn."""
     title: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Told:
-    """A ratio of which no more is known."""
+    """A ratio without its target."""
     ratio: float
     target: Optional[float] = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """As report.Row is drawn."""
+    """The part of report.Row that is drawn."""
     workload: Titled
     peer: Optional[Told]
     file: Optional[Told]
 
 
 class NoTable(Exception):
-    """The document has none, or doesn't say when it was measured."""
+    """The document has no such table, or doesn't say when its figures were measured."""
 
 
 def _told(cell):
@@ -45,7 +45,7 @@ def rows_of(text):
 
 
 def when(text):
-    """What the document says of its figures: "measured on DATE at commit HASH"."""
+    """The document's words on its figures: "measured on DATE at commit HASH"."""
     found = re.search(r"measured\s+on\s+\S+\s+at\s+commit\s+\w+", text)
     if not found:
         raise NoTable("it doesn't say: measured on DATE at commit HASH")

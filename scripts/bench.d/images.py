@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The images that are measured.  For the server of raw files, a raw image stands for each."""
+"""The images that are measured.  For the server of raw files each has a raw counterpart."""
 
 import contextlib
 import dataclasses
@@ -23,20 +23,20 @@ LUKS = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """One image; `files` are all that hold its content."""
+    """One image; `files`: all files with its content."""
     path: str
     format: str
     size: int
     files: tuple
-    shared: bool        # kept for further measurements
-    stride: int = 0     # distance of the places that hold data; 0: no such places
+    shared: bool        # kept for other measurements
+    stride: int = 0     # bytes from one place with data to the next; 0: not such an image
     secret: bool = False    # encrypted, with PASSPHRASE
-    direct: bool = False    # served with cache=none, which page cache would only disturb
+    direct: bool = False    # served with cache=none, so not kept in the page cache
     snapshot: str = ""      # this internal snapshot is served; "": the live disk
     compress: bool = False  # what is written is compressed
 
     def settle(self):
-        """Nothing is left to be written back, and the content is in the page cache, or not at all."""
+        """Before a measurement: writes back all dirty pages, and reads the content into the page cache, or drops it."""
         for path in self.files:
             with open(path, "rb", buffering=0) as file:
                 os.fsync(file.fileno())
@@ -46,10 +46,9 @@ class Image:
                     _read_data(file)
 
     def reload(self):
-        """Has the page cache filled anew, page by page: it holds a file in pieces whose size
-        depends on how they came there, and overwriting part of a large one takes several times as
-        long.  Each is overwritten once, as the first time takes longer, too: who is measured later
-        would be ahead."""
+        """Fills the page cache again, page by page, and overwrites everything once, so that each server finds
+        the same state.  The page cache keeps a file in folios whose size depends on how they were read, and
+        overwriting a part of a large one takes several times as long; so does the first overwrite of each."""
         for path in self.files:
             with open(path, "r+b", buffering=0) as file:
                 os.fsync(file.fileno())
@@ -60,20 +59,20 @@ class Image:
                 os.fsync(file.fileno())
 
     def discard(self):
-        """Ends a measurement on it."""
+        """After a measurement: removes the image, unless it is kept for others."""
         if not self.shared:
             for path in self.files:
                 os.unlink(path)
 
 
 def _extents(file):
-    """Where data begins and ends, hole by hole."""
+    """Yields (begin, end) of each range with data."""
     size = os.fstat(file.fileno()).st_size
     end = 0
     while end < size:
         try:
             begin = os.lseek(file.fileno(), end, os.SEEK_DATA)
-        except OSError:  # only a hole is left
+        except OSError:  # the rest is a hole
             return
         end = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
         yield begin, end
@@ -88,7 +87,7 @@ def _read_data(file):
 
 
 def _overwrite_data(file):
-    """By what is there."""
+    """Overwrites all data by itself."""
     for begin, end in _extents(file):
         for offset in range(begin, end, MIB):
             data = os.pread(file.fileno(), min(MIB, end - offset), offset)
@@ -96,7 +95,7 @@ def _overwrite_data(file):
 
 
 def _map(path):
-    """A mapping of which each page with data was touched."""
+    """Maps a file and touches each page with data."""
     with open(path, "rb", buffering=0) as file:
         mapping = mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ)
         for begin, end in _extents(file):
@@ -106,8 +105,8 @@ def _map(path):
 
 
 class Store:
-    """Makes images in the nursery's folder, and keeps those that can serve again: in another
-    folder, if there is one, for the next run, too."""
+    """Makes images in the nursery's folder, and keeps those that can be used again.  `folder`: keep them
+    there, also for the next run."""
 
     def __init__(self, nursery, size, folder=None):
         self.nursery, self.size, self.folder = nursery, size, folder
@@ -115,8 +114,8 @@ class Store:
         self._mappings = {}
 
     def warm_memory(self):
-        """Has the machine own the memory that a file of the common size will take as page cache.
-        A virtual one may have to ask its host for it, which would be charged to who comes first."""
+        """Makes the machine allocate as much memory as a file of the common size takes in the page cache.
+        A virtual machine may have to get it from its host, which would only cost the first server time."""
         path = self.nursery.path("warm")
         write_noise(path, self.size)
         os.unlink(path)
@@ -152,25 +151,25 @@ class Store:
         return Image("rbd:rbd/full", form, self.size, (), shared=True)
 
     def full_copy(self, form):
-        """As full, for those that change what is allocated."""
+        """Like full, for workloads that change what is allocated."""
         source = self.full(form)
         path = self.nursery.path(f"copy{next(self._numbers)}.{form}")
         self.nursery.run(["cp", "--reflink=never", source.path, path])
         return dataclasses.replace(source, path=path, files=(path,), shared=False)
 
     def full_twice(self, form):
-        """As full, and beside it, the last of its files, the raw image of the same content."""
+        """Like full, with a raw image of the same content as the last of its files."""
         image = self.full(form)
         return dataclasses.replace(image, files=(image.path, self.full("raw").path))
 
     def half_full(self, form):
-        """As full_copy, and then twice as large."""
+        """Like full_copy, and then grown to twice the size."""
         image = self.full_copy(form)
         self.nursery.run(["qemu-img", "resize", "-q", "-f", form, image.path, str(2 * image.size)])
         return dataclasses.replace(image, size=2 * image.size)
 
     def programs(self, form):
-        """As full, but of what a system's disk holds: this machine's own files."""
+        """Like full, with the content of a system's disk: this machine's own files."""
         def make(path):
             _write_programs(path, self.size)
             return Image(path, form, self.size, (path,), shared=True)
@@ -178,7 +177,7 @@ class Store:
         return self._keep(f"programs-{self.size}", form, make)
 
     def compressed(self, kind):
-        """A maker of images whose clusters are all compressed so."""
+        """A maker of images whose clusters are all compressed with this method."""
         def image(form):
             if form == "raw":
                 return self.programs(form)
@@ -194,7 +193,7 @@ class Store:
         return image
 
     def fresh_clusters(self, size):
-        """A maker of empty ones."""
+        """A maker of empty images with clusters of this size."""
         return lambda form: self._fresh_with(form, f"cluster_size={size}")
 
     def fresh_compressing(self, form):
@@ -202,20 +201,20 @@ class Store:
         return dataclasses.replace(self.fresh(form), compress=True)
 
     def with_bitmap(self, form):
-        """As full_copy, with a dirty bitmap that is kept in the image."""
+        """Like full_copy, with a dirty bitmap that is stored in the image."""
         image = self.full_copy(form)
         if form != "raw":
             self.nursery.run(["qemu-img", "bitmap", "--add", image.path, "bench"])
         return image
 
     def with_snapshot(self, form):
-        """As full_copy, with an internal snapshot, which is what is served."""
+        """Like full_copy, with an internal snapshot, which is served."""
         image = self.full_copy(form)
         self.nursery.run(["qemu-img", "snapshot", "-q", "-c", "bench", image.path])
         return dataclasses.replace(image, snapshot="bench")
 
     def luks(self, form):
-        """As full, and encrypted."""
+        """Like full, and encrypted."""
         if form == "raw":
             return self.full(form)
         image = self._converted("luks", form, self.full("raw"), *SECRET, "-o", LUKS)
@@ -229,11 +228,11 @@ class Store:
         return self._keep(f"{kind}-{self.size}", form, make)
 
     def direct(self, form):
-        """As full, with no page of it cached."""
+        """Like full, without any of it in the page cache."""
         return self._converted("direct", form, self.full("raw"), direct=True)
 
     def fresh_direct(self, form):
-        """An empty image of the common size, likewise."""
+        """An empty image of the common size, not in the page cache."""
         return dataclasses.replace(self.fresh(form), direct=True)
 
     def fresh_luks(self, form):
@@ -241,11 +240,11 @@ class Store:
         return self._fresh_with(form, LUKS, secret=True)
 
     def fresh_extended(self, form):
-        """The same with subclusters."""
+        """An empty image of the common size with subclusters."""
         return self._fresh_with(form, "extended_l2=on")
 
     def fresh_with_data_file(self, form):
-        """The same with its data in another file."""
+        """An empty image of the common size with an external data file."""
         data = self.nursery.path(f"fresh{next(self._numbers)}.data")
         return self._fresh_with(form, f"data_file={data}", data)
 
@@ -257,7 +256,7 @@ class Store:
         return Image(path, form, self.size, (path, *more_files), shared=False, secret=secret)
 
     def chain(self, form, layers=LAYERS):
-        """A full image below overlays; each layer shows as many of its clusters as the others."""
+        """A full image below overlays; an equal share of the clusters is visible from each layer."""
         if form == "raw":
             return self.full(form)
 
@@ -272,11 +271,11 @@ class Store:
         return self._keep(f"chain-{layers}-{self.size}", form, make)
 
     def empty_overlay(self, form):
-        """Nothing, over a full raw image."""
+        """An empty overlay of a full raw image."""
         return self._overlay(form, self.full("raw"))
 
     def overlay(self, form):
-        """Every fourth cluster, over a full raw image that is its own."""
+        """An overlay with every fourth cluster, of a full raw image that isn't shared."""
         image = self._overlay(form, self.full_copy("raw"))
         self._write_places(image, 0, 4 * CLUSTER, CLUSTER)
         return image
@@ -288,7 +287,7 @@ class Store:
         return Image(path, form, self.size, (path, *own), shared=False)
 
     def places(self, size, count):
-        """A maker of sparse images with data at that many places, evenly spread."""
+        """A maker of sparse images with data at `count` evenly spread places."""
         def image(form):
             def make(path):
                 self._create(path, form, size)
@@ -299,7 +298,7 @@ class Store:
         return image
 
     def preallocated(self, size, direct=False):
-        """A maker of images whose metadata is all there, and no data."""
+        """A maker of images with all metadata and no data."""
         def image(form):
             def make(path):
                 how = [] if form == "raw" else ["-o", "preallocation=metadata"]
@@ -318,9 +317,9 @@ class Store:
         return self._kept[key]
 
     def _hold(self, image):
-        """Keeps the image in the page cache for the rest of the run.  A virtual machine may give
-        memory back to its host all the time, beginning with pages that no process maps: the image
-        would have to be read from the disk again in the middle of somebody's measurement."""
+        """Keeps the image in the page cache for the rest of the run by mapping it.  A virtual machine may
+        return memory to its host at any time, beginning with pages that no process maps; then the image
+        would be read from the disk again in the middle of a measurement."""
         for path in image.files:
             if path not in self._mappings:
                 self._mappings[path] = _map(path)
@@ -350,7 +349,8 @@ class Store:
                 raise Unavailable(f"no raw file of {size // TIB} TiB: {error.strerror}") from None
 
     def _write_places(self, image, first, stride, length):
-        """Writes `length` bytes at each stride, so that no server under test made the layout."""
+        """Writes `length` bytes at each stride.  A server that isn't measured does it, so that none of the
+        measured ones has made the layout."""
         if image.format == "raw":
             with open(image.path, "r+b", buffering=0) as file:
                 for offset in range(first, image.size, stride):
@@ -366,7 +366,7 @@ class Store:
 
 @contextlib.contextmanager
 def _filling(nursery, image):
-    """qemu-nbd that never flushes, to fill an image."""
+    """A qemu-nbd that never flushes, to fill an image."""
     def serve(image, place, _control):
         return ["qemu-nbd", "-t", "-k", place.socket, "--pid-file", place.pidfile,
                 "-f", image.format, "--cache=unsafe", image.path]
@@ -386,7 +386,7 @@ def _check_space(path, size):
 
 
 def write_noise(path, size):
-    """A file of so many bytes that nothing can make smaller."""
+    """Writes a file of random bytes, which can't be compressed."""
     noise = os.urandom(MIB)
     _check_space(path, size)
     with open(path, "wb") as file:
@@ -395,7 +395,7 @@ def write_noise(path, size):
 
 
 def _write_programs(path, size):
-    """The files below /usr one after the other, from the first again where they end."""
+    """Writes a file of this size with the files below /usr one after the other, repeated if necessary."""
     _check_space(path, size)
     names = sorted(os.path.join(folder, name) for folder, _, names in os.walk("/usr")
                    for name in names)

@@ -3,7 +3,7 @@
 
 from xml.sax.saxutils import escape
 
-MOST = 3.0          # longer bars are cut there and say so by their figure
+MOST = 3.0          # longer bars are cut here, and show their figure
 LABELS, BARS, FIGURES = 410, 440, 60
 BAR, GAP, TOP, BOTTOM = 11, 9, 62, 28
 CAPTION = 16       # a line of it

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Child processes that never outlive the bench, and the folder for its files, which doesn't either.
+"""Child processes and a folder for files, neither of which outlives the bench.
 
-Every child belongs to the process group of a guardian, a shell that waits for the end of its
-input.  That comes when the bench ends, in whatever way; then all that is left of the group is
-killed, and the folder removed.
+Every child belongs to the process group of a guardian, a shell that waits for the end of its input.
+Its input ends when the bench does, in any way.  Then the guardian kills the rest of the group and
+removes the folder.
 """
 
 import os
@@ -15,17 +15,17 @@ import tempfile
 import time
 
 TMPFS_MAGIC = 0x01021994
-# The last act is done in a session of its own, out of reach of what it does.
+# The killing is done in a session of its own, so that it doesn't kill itself.
 GUARDIAN = '''read -r _
 exec setsid sh -c 'kill -KILL -- "-$1"; rm -rf "$2"' guardian "$$" "$1"'''
 
 
 class Unavailable(Exception):
-    """This can't be measured here; says why."""
+    """This can't be measured here; the message is the reason."""
 
 
 class Failed(Exception):
-    """A measurement failed.  The outcome is the word for it in the tables."""
+    """A measurement failed.  `outcome` is the word for it in the tables."""
 
     def __init__(self, outcome, message):
         super().__init__(message)
@@ -44,7 +44,7 @@ def image_root():
 
 
 def wait_for_end(process, timeout):
-    """Waits without polling, which would add to what is measured; True when it ended."""
+    """Waits without polling, which would add to the measured time; True if it has ended."""
     if process.poll() is not None:
         return True
     fd = os.pidfd_open(process.pid)
@@ -58,13 +58,13 @@ def wait_for_end(process, timeout):
 
 
 def describe_end(process):
-    """How an ended process ended."""
+    """Describes how a process has ended."""
     code = process.returncode
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
 
 class Nursery:
-    """The folder, and the processes that are started in it."""
+    """The folder, and the child processes, which are started in it."""
 
     def __init__(self):
         self.folder = tempfile.mkdtemp(prefix="qimg-bench.", dir=image_root())
@@ -92,8 +92,8 @@ class Nursery:
                                 process_group=self.guardian.pid, **how)
 
     def run(self, command, timeout=600, server=None):
-        """Runs a child to its end and returns its output.  When the server that it uses ends
-        meanwhile, the child has a moment to notice.  Raises Failed."""
+        """Runs a child to its end and returns its output.  If the server that it uses ends before, the child
+        is killed two seconds later.  Raises Failed."""
         child = self.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + timeout
         while True:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A QMP client, as plain as can be."""
+"""A simple QMP client."""
 
 import json
 import socket
@@ -15,7 +15,7 @@ class QmpError(Exception):
 
 
 class Qmp:
-    """A connection; events that come between replies are kept."""
+    """A connection.  Events that come before a reply are kept."""
 
     def __init__(self, path, timeout):
         self.socket = socket.socket(socket.AF_UNIX)
@@ -37,7 +37,7 @@ class Qmp:
         self.socket.close()
 
     def command(self, name, arguments=None):
-        """Returns what it returned."""
+        """Runs a command; returns its value."""
         message = {"execute": name, "arguments": arguments or {}}
         self.socket.sendall(json.dumps(message).encode() + b"\n")
         while True:
@@ -50,7 +50,7 @@ class Qmp:
                 return reply["return"]
 
     def wait_for(self, event, job):
-        """Until that event of the job came; another that ends the job is a failure."""
+        """Waits for this event of the job; another event that ends the job is a failure."""
         while True:
             came = self.events.pop(0) if self.events else self._receive()
             if came.get("data", {}).get("device") != job:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Medians and ratios of what was measured, as tables and as JSON."""
+"""Medians and ratios of the measurements, as tables and as JSON."""
 
 import dataclasses
 import os
@@ -9,12 +9,12 @@ from typing import Optional
 
 from workloads import GROWTHS
 
-MOST = 99.0  # a ratio is cut there: zero calls are better than any
+MOST = 99.0  # larger ratios are cut: with zero calls a ratio would be infinite
 
 
 @dataclasses.dataclass
 class Ratio:
-    """How many times better we are than another, and what that must reach."""
+    """How many times better we are than another server, and the target for that."""
     name: str
     value: float
     ratio: float
@@ -22,7 +22,7 @@ class Ratio:
 
     @property
     def met(self):
-        """None without a target.  As printed: a target is not missed by less than is shown."""
+        """Is the target met?  None without one.  Compares rounded figures, as they are printed."""
         return None if self.target is None else round(self.ratio, 2) >= self.target
 
     def as_json(self):
@@ -39,7 +39,7 @@ def times_better(ours, other, better):
 
 
 class Row:
-    """One workload's medians, compared."""
+    """One workload's medians and ratios."""
 
     def __init__(self, workload, outcomes, roles):
         self.workload, self.outcomes, self.roles = workload, outcomes, roles
@@ -49,7 +49,7 @@ class Row:
         self.memory = self._memory_ratio()
 
     def of(self, role):
-        """The names and outcomes of those with a role."""
+        """The names and outcomes of the servers with this role."""
         return [(name, one) for name, one in self.outcomes.items() if self.roles[name] == role]
 
     def _ratio(self, role, target):
@@ -61,7 +61,7 @@ class Row:
         return Ratio(name, value, times_better(self.ours, value, self.workload.better), target)
 
     def _memory_ratio(self):
-        """Against qemu-nbd, the first of the peers; in its place another that has a figure."""
+        """The ratio to the memory of qemu-nbd, the first of the peers, or of the next one that has a figure."""
         ours = self.outcomes["ours"].peak()
         found = [(one.peak(), name) for name, one in self.of("peer") if one.peak()]
         if not ours or not found:
@@ -70,7 +70,7 @@ class Row:
         return Ratio(name, value, times_better(ours, value, "lower"), 1.0)
 
     def notes(self):
-        """What the figures don't say."""
+        """Notes beside the figures: failures, and servers that were skipped."""
         for name, one in self.outcomes.items():
             if one.skipped:
                 yield f"{self.workload.name}: {name} skipped: {one.skipped}"
@@ -158,7 +158,7 @@ def _memory_table(rows):
 
 
 def text(rows):
-    """Everything for the reader's eye."""
+    """The whole report as text."""
     parts = [_speed_table(rows), "A ratio says how many times better we are; where less is "
              "better, too.  ok, MISSED: against what is wanted."]
     if any(row.memory for row in rows):
@@ -181,7 +181,7 @@ def _first_line(*command):
 
 
 def as_json(rows, options):
-    """The whole run: samples and all."""
+    """The whole run, with all samples."""
     versions = {tool: _first_line(tool, "--version")
                 for tool in ("qemu-nbd", "qemu-storage-daemon", "nbdkit", "nbdcopy", "fio")}
     return {"options": options, "versions": versions,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Runs the workloads: round by round, the servers in turn."""
+"""Runs the workloads, in rounds; each round measures the servers in turn."""
 
 import dataclasses
 import statistics
@@ -12,27 +12,27 @@ from processes import Failed, Unavailable
 
 @dataclasses.dataclass
 class Outcome:
-    """What became of one server in one workload."""
+    """The results of one server in one workload."""
     samples: list = dataclasses.field(default_factory=list)
-    memory: list = dataclasses.field(default_factory=list)     # bytes, as often
-    failures: list = dataclasses.field(default_factory=list)   # Failed, one for each lost round
+    memory: list = dataclasses.field(default_factory=list)     # bytes, one for each sample
+    failures: list = dataclasses.field(default_factory=list)   # Failed, one for each failed round
     skipped: str = ""                                          # why it can't take part
 
     def median(self):
-        """None when there isn't one."""
+        """The median of the samples, or None."""
         return statistics.median(self.samples) if self.samples else None
 
     def peak(self):
-        """The most memory in any round; None when unknown."""
+        """The largest memory of any round; None if unknown."""
         return max((size for size in self.memory if size), default=None)
 
     def word(self):
-        """For the tables, when there is no figure."""
+        """The word in the tables in place of a missing figure."""
         return self.failures[0].outcome if self.failures else "n/a"
 
 
 def say(text):
-    """Progress goes to the standard error."""
+    """Prints progress to the standard error."""
     print(text, file=sys.stderr, flush=True)
 
 

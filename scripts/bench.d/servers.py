@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The servers and tools that compete, and one running server."""
+"""The servers and tools that are compared, and one running server."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ from processes import Failed, Unavailable, describe_end, wait_for_end
 
 START_TIMEOUT = 30
 STOP_TIMEOUT = 60
-CONNECTIONS = 16  # that the peers accept
+CONNECTIONS = 16  # the most that the peers accept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """One of those that compete, and how it does what it can do."""
+    """One of the servers or tools that are compared, with the commands for what it can do."""
     name: str
     role: str                            # ours, peer or file
     serve: Optional[Callable] = None     # (image, place, control) -> command
     tool: Optional[str] = None           # the program of offline commands
     mirror: Optional[Callable] = None    # (qmp, URI of the target) -> id of the job
-    overlay: Optional[Callable] = None   # (qmp, path, how many there were): a new image on top
+    overlay: Optional[Callable] = None   # (qmp, path, number of earlier ones): puts a new image on top
 
     def can(self, what):
         """Whether it serves, mirrors or is a tool."""
@@ -52,7 +52,7 @@ class Running:
             self.process = nursery.start(command, stdout=log, stderr=subprocess.STDOUT)
 
     def pid(self):
-        """The server's own process id, which a tracer's child has in its pid file only."""
+        """The server's process id: from its pid file, because the started process may be a tracer."""
         try:
             with open(self.place.pidfile, encoding="ascii") as file:
                 return int(file.read())
@@ -60,7 +60,7 @@ class Running:
             return self.process.pid
 
     def wait_until_it_listens(self):
-        """All of them write the pid file when they listen."""
+        """Waits for the pid file, which each server writes when it listens."""
         deadline = time.monotonic() + START_TIMEOUT
         while not (os.path.exists(self.place.pidfile) and os.path.getsize(self.place.pidfile)):
             if self.process.poll() is not None:
@@ -70,17 +70,17 @@ class Running:
             time.sleep(0.002)
 
     def death(self):
-        """What to raise once the process has ended."""
+        """The exception for a server that has ended."""
         with open(self.place.log, encoding="utf-8", errors="replace") as log:
             words = log.read().strip().splitlines()
         return Failed("died", ": ".join([describe_end(self.process)] + words[-1:]))
 
     def died(self):
-        """Whether it is dead, or dies within a moment."""
+        """Has it ended, or does it within two seconds?"""
         return wait_for_end(self.process, 2)
 
     def peak_memory(self):
-        """Bytes that were resident at the most."""
+        """The peak of its resident memory in bytes; 0 if unknown."""
         try:
             with open(f"/proc/{self.pid()}/status", encoding="ascii", errors="replace") as status:
                 peak = [line.split()[1] for line in status if line.startswith("VmHWM:")]
@@ -89,7 +89,7 @@ class Running:
         return int(peak[0]) << 10 if peak else 0
 
     def stop(self):
-        """Ends it as a user would."""
+        """Ends it by SIGTERM, as a user would; raises Failed if it doesn't end well."""
         if self.process.poll() is None:
             os.kill(self.pid(), signal.SIGTERM)
             if not wait_for_end(self.process, STOP_TIMEOUT):
@@ -98,7 +98,7 @@ class Running:
             raise self.death()
 
     def kill(self):
-        """Leaves nothing of it behind."""
+        """Kills it, if it still runs, and removes its files."""
         if self.process.poll() is None:
             for pid in {self.pid(), self.process.pid}:
                 try:
@@ -122,7 +122,7 @@ def start(nursery, server, image, control=False, wrapper=()):
 
 
 def nbdkit(place, *words):
-    """The command that serves with a plugin of nbdkit."""
+    """The command line of nbdkit with a plugin."""
     return ["nbdkit", "--foreground", "--unix", place.socket, "--pidfile", place.pidfile, *words]
 
 
@@ -210,7 +210,7 @@ def _qsd_overlay(qmp, path, number):
 
 
 def _starts(nursery, store, server):
-    """Whether the server starts here, for its build may lack something."""
+    """Does the server start here?  Its build may lack a feature."""
     running = start(nursery, server, store.empty("qcow2", 1 << 20))
     try:
         running.wait_until_it_listens()
@@ -223,7 +223,7 @@ def _starts(nursery, store, server):
 
 
 def competitors(nursery, store, build):
-    """Those that can run here, ours first, and what is missing."""
+    """(the servers and tools that can run here, ours first; notes on what is missing)"""
     for tool in ("qemu-nbd", "qemu-img", "qemu-storage-daemon", "nbdkit", "fio", "nbdcopy"):
         if not shutil.which(tool):
             raise Unavailable(f"{tool} is not installed")

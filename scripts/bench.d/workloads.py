@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The workloads, one row each, and what they must reach."""
+"""The workloads, one row each, and their targets."""
 
 import dataclasses
 from typing import Callable, Optional
@@ -12,14 +12,14 @@ EVERYONE = ("ours", "peer", "file")
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A row.  Ratios are how many times better we are, whichever direction is better."""
+    """A row.  A ratio says how many times better we are, for figures where more or less is better."""
     name: str
     title: str
     image: Callable             # (store, format) -> image
     measure: Callable           # measurement -> figure
     unit: str = "k/s"
-    peer: Optional[float] = None    # what the ratio to the best peer must reach
-    file: Optional[float] = None    # and to the limit, `nbdkit file`
+    peer: Optional[float] = None    # target of the ratio to the best peer
+    file: Optional[float] = None    # target of the ratio to the limit, `nbdkit file`
     format: str = "qcow2"
     better: str = "higher"
     uses: str = "serve"         # what a server must be able to do
@@ -37,7 +37,7 @@ class Workload:
 
 @dataclasses.dataclass(frozen=True)
 class Growth:
-    """How our figure may change from one workload to another."""
+    """How much worse our figure may be in one workload than in another."""
     title: str
     base: str
     other: str
@@ -51,7 +51,7 @@ NO_FILE = {"peer": 1.2, "roles": ("ours", "peer")}
 
 
 def places(size, count):
-    """Sparse, with data at so many places: one in a table each, or fewer."""
+    """Sparse images with data at `count` places, at most one for each L2 table."""
     return lambda store, form: store.places(size, count)(form)
 
 
@@ -60,7 +60,7 @@ def deep_chain(store, form):
 
 
 def preallocated(size, direct=False):
-    """Only metadata, but all of it."""
+    """All metadata and no data."""
     return lambda store, form: store.preallocated(size, direct)(form)
 
 
@@ -70,12 +70,12 @@ def compressed(kind):
 
 
 def clusters(size):
-    """Full, with clusters of that size."""
+    """Full, with clusters of this size."""
     return lambda store, form: store.clusters(size)(form)
 
 
 def fresh_clusters(size):
-    """Empty, likewise."""
+    """Empty, with clusters of this size."""
     return lambda store, form: store.fresh_clusters(size)(form)
 
 

@@ -13,7 +13,7 @@ import unittest
 from harness import *
 from pairwise import complete, covering
 
-# Every image has a few clusters of data, a few of nothing and an end inside a cluster.
+# Every image has some clusters with data and some without, and its disk ends inside a cluster.
 CLUSTERS = [1 << bits for bits in range(9, 22)]
 REFCOUNT_BITS = [1, 2, 4, 8, 16, 32, 64]
 BACKINGS = [None] + [(fmt, size) for fmt in ("raw", "qcow2", "qed") for size in ("short", "long")]
@@ -42,7 +42,7 @@ QED = {
 
 
 def qcow2_legal(row):
-    """What qemu-img creates, too; of an incomplete row: whether it can be completed."""
+    """Can qemu-img create an image with these properties?  For an incomplete row: can it be completed?"""
     if row.get("compat") == "0.10" and (row.get("refcount_bits", 16) != 16 or row.get("lazy") == "on"):
         return False
     return row.get("backing") is None or row.get("preallocation", "off") == "off"
@@ -52,7 +52,7 @@ def qed_legal(row):
     return row.get("table", 0) * row.get("cluster", 0) <= 4 * MIB
 
 
-FREE = {"lazy", "prefilled", "cache"}  # in the full matrix: any one value with each combination
+FREE = {"lazy", "prefilled", "cache"}  # the full matrix has one random value of these for each combination
 
 
 def all_rows(space, legal, rng):
@@ -64,12 +64,12 @@ def all_rows(space, legal, rng):
 
 
 class Matrix(Case):
-    """One image: made, served, written at random, compared three ways and checked."""
+    """Each image is made, served, written at random, compared in three ways, and checked."""
 
     TIMEOUT = 800
 
     def make_backing(self, backing, size):
-        """A backing file full of bytes that must never show where the overlay hides them."""
+        """Makes a backing file with data and a hole; returns its path, its format and what the overlay reads as."""
         fmt, how = backing
         length = (size * 2 // 3 // SECTOR * SECTOR) if how == "short" else size + 3 * SECTOR
         flat = self.path("flat")
@@ -83,7 +83,7 @@ class Matrix(Case):
         return path, fmt, bytes(body[:size]) + bytes(max(0, size - length))
 
     def make(self, fmt, row):
-        """The image of a row; returns its path and what it reads as."""
+        """Makes the image of a row; returns its path and what it reads as."""
         cluster = row["cluster"]
         size = min(max(5 * MIB, 3 * cluster), 8 * MIB)
         if cluster < 4 * KIB:
@@ -137,7 +137,7 @@ class Matrix(Case):
         run("qemu-img", "compare", "-f", fmt, "-F", "raw", image, flat)
 
     def rows(self, fmt, space, legal, share):
-        """Runs this class's share (number, of how many) of the rows."""
+        """Runs this class's part of the rows; share: (number, of how many)."""
         rng = random.Random(f"{SEED} rows")
         rows = list(all_rows(space, legal, rng) if LONG else covering(space, legal, rng))
         number, shares = share
@@ -161,7 +161,7 @@ class Qed(Matrix):
         self.rows("qed", QED, qed_legal, (0, 1))
 
     def test_tables_of_one_cluster(self):
-        """Q-02 allows them, and qemu-img 7.2 makes them, but it can't open what it made."""
+        """Q-02 allows L1 tables of one cluster.  qemu-img 7.2 makes such images, but can't open them."""
         for tool in TOOLS:
             with self.part(tool=tool):
                 image = create(self.path("disk"), "qed", 5 * MIB, "cluster_size=16384,table_size=1", tool=tool)
@@ -175,7 +175,7 @@ class Qed(Matrix):
 
 class Raw(Matrix):
     def test_sizes(self):
-        """raw, of any size, needs format=raw."""
+        """Raw images of any size; they need format=raw."""
         for size in (1, 511, 4095, 3 * MIB + 1, 4 * MIB):
             for cache in QED["cache"]:
                 with self.part(size=size, cache=cache):
@@ -195,7 +195,7 @@ class Raw(Matrix):
 
 class Chain(Matrix):
     def test_three_layers_of_three_formats(self):
-        """Reads find the right layer, writes touch only the top one."""
+        """Reads find the right layer, and writes only change the top one."""
         for top, middle in itertools.permutations(("qcow2", "qed"), 2):
             with self.part(top=top):
                 size = 4 * MIB
@@ -217,7 +217,7 @@ class Chain(Matrix):
                 self.assertEqual((sha256(base), sha256(mid)), below)
 
     def test_zero_and_trim_hide_what_lies_below(self):
-        """Q-18, and TRIM: whatever a layer hides stays hidden."""
+        """Q-18: after zero and trim requests data of lower layers that was hidden stays hidden."""
         for fmt, options in (("qed", ""), ("qcow2", "compat=0.10"), ("qcow2", "compat=1.1")):
             for how in ("zero", "trim", "zero-keep", "write-then-trim"):
                 with self.part(fmt=fmt, options=options, how=how):
