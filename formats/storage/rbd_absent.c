@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What there is of RBD where librbd's header files were not there at build time. */
+/* RBD in a build without librbd's header files: every attempt to use it is refused. */
 #include <errno.h>
 #include <stddef.h>
 

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* One asynchronous request to librbd, and its caller, who waits for it until a deadline.
+/* One asynchronous request to librbd (a call), and its caller, who waits for it until a deadline.
  *
- * librbd can't be told to forget a request.  One whose caller has left stays with librbd and
- * frees itself when it ends.  It has no memory of the caller's: a read has a buffer of its
- * own, and of a write librbd makes a copy before it returns (rbd_connect.c sees to that).
+ * librbd can't cancel a request.  When its caller stops waiting, the call is abandoned: it stays
+ * with librbd and frees itself when it ends.  It uses no memory of the caller: a read has its own
+ * buffer, and librbd copies the bytes of a write before it returns (see set_own_options in
+ * rbd_connect.c).
  *
- * A change that was left behind may still be made, so that changes which come later wait for
- * it: else it could undo them.  And while the image is resized no change is under way: beside a
- * resize librbd may end neither. */
+ * An abandoned change may still be made at any time and could undo later ones, so later changes
+ * wait for its end.  A resize waits until no change is in flight, and changes wait for its end:
+ * librbd may hang if both run at the same time. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +18,7 @@
 #include "storage/iov.h"
 #include "storage/rbd_internal.h"
 
-/* In buffers of reads that were left behind; then reads wait, too. */
+/* The most bytes in buffers of abandoned reads; above that new reads wait. */
 #define LATE_BYTES_MAX (64u << 20)
 
 /* ---- the call ---- */
@@ -62,7 +63,7 @@ static uint64_t bytes_read(const struct rbd_call *call)
     return call->req.op == RBD_OP_READ ? call->req.len : 0;
 }
 
-/* Under the lock. */
+/* Counts a call as abandoned, or (more: false) as ended after that.  Under the lock. */
 static void count_late(struct rbd_call *call, bool more)
 {
     struct rbd_link *link = call->on;
@@ -88,7 +89,7 @@ static void end_change(struct rbd_call *call)
         pthread_cond_broadcast(&link->changed);
 }
 
-/* Under the lock.  True: nobody else needs it any more. */
+/* Under the lock.  True: nobody else needs the call any more, so it has to be freed. */
 static bool end_call(struct rbd_call *call, ssize_t result)
 {
     end_change(call);
@@ -178,7 +179,7 @@ static bool changes_must_wait(const struct rbd_link *link)
     return link->late_changes > 0 || link->resizing;
 }
 
-/* Under the lock: what tells when it may be done; NULL: now. */
+/* Under the lock: the condition that the request has to wait for; NULL: it may be made now. */
 static pthread_cond_t *find_obstacle(struct rbd_link *link, const struct rbd_request *req,
                                      uint64_t before)
 {
@@ -189,7 +190,7 @@ static pthread_cond_t *find_obstacle(struct rbd_link *link, const struct rbd_req
     pthread_cond_t *early = rbd_early_obstacle(link, req, before);
     if (early)
         return early;
-    /* To try it again is a change. */
+    /* Trying a failed write again is a change. */
     return changes_must_wait(link) && rbd_early_failed(link, req, before) ? &link->changed
                                                                           : NULL;
 }
@@ -209,7 +210,8 @@ int rbd_wait_for_change(struct rbd_link *link, uint64_t deadline)
     return rbd_wait_for(link, &link->changed, deadline);
 }
 
-/* Under the lock: what failed early and is in the way is tried again, once. */
+/* Under the lock: waits until the request may be made.  Early writes that failed and are in its way
+ * are tried again, once. */
 static int wait_for_others(struct rbd_link *link, const struct rbd_request *req,
                            uint64_t deadline)
 {
@@ -231,7 +233,7 @@ static int wait_for_others(struct rbd_link *link, const struct rbd_request *req,
     }
 }
 
-/* Until what was left behind leaves room; a change is counted from here on. */
+/* Waits until the call may be made, and counts it as running from then on. */
 static int wait_for_turn(struct rbd_call *call, uint64_t deadline)
 {
     struct rbd_link *link = call->on;
@@ -254,7 +256,7 @@ int rbd_begin_resize(struct rbd_link *link, uint64_t deadline_ns)
     int err = 0;
     LOCK_GUARD(&link->lock);
 
-    link->resizing = true; /* resizes come one by one */
+    link->resizing = true; /* the caller makes sure that there is only one */
     while (!err && (link->changing > 0 || link->late_changes > 0))
         err = rbd_wait_for_change(link, deadline_ns);
     if (err) {
@@ -272,7 +274,7 @@ void rbd_end_resize(struct rbd_link *link)
     pthread_cond_broadcast(&link->changed);
 }
 
-/* False: it is librbd's alone from now on. */
+/* False: the call is abandoned, and belongs to librbd from now on. */
 static bool wait_for_result(struct rbd_call *call, uint64_t deadline, int *err)
 {
     struct rbd_link *link = call->on;
@@ -295,7 +297,7 @@ static bool wait_for_result(struct rbd_call *call, uint64_t deadline, int *err)
     return false;
 }
 
-/* A read gives its bytes; the rest 0. */
+/* The request's result: 0 or -errno.  Copies the bytes of a read to the caller's buffer. */
 static int judge_result(const struct rbd_call *call, const struct rbd_request *req)
 {
     if (call->result < 0)
@@ -305,7 +307,7 @@ static int judge_result(const struct rbd_call *call, const struct rbd_request *r
     if ((uint64_t)call->result > req->len)
         return -EIO;
     memcpy(req->buf, call->buffer, (size_t)call->result);
-    /* Somebody else has made the image smaller. */
+    /* A short read: another client has made the image smaller. */
     memset((char *)req->buf + call->result, 0, req->len - (uint64_t)call->result);
     return 0;
 }
@@ -313,10 +315,10 @@ static int judge_result(const struct rbd_call *call, const struct rbd_request *r
 void rbd_call_undo(struct rbd_call *call)
 {
     end_change(call);
-    (void)rbd_link_count_out(call->on); /* who asks is there, so it is no orphan */
+    (void)rbd_link_count_out(call->on); /* its owner is the caller, so it is no orphan */
 }
 
-/* Of a call that never began. */
+/* Undoes wait_for_turn for a call that librbd didn't accept. */
 static void give_turn_back(struct rbd_call *call)
 {
     LOCK_GUARD(&call->on->lock);
@@ -326,7 +328,7 @@ static void give_turn_back(struct rbd_call *call)
         rbd_early_remove(call);
 }
 
-/* True: the call is the caller's again, with a result, or an error that came before. */
+/* True: the call belongs to the caller again, with a result, or with *err if it wasn't made. */
 static bool run_call(struct rbd_call *call, uint64_t deadline, int *err)
 {
     const bool early = call->req.early;
@@ -358,8 +360,9 @@ static int call_once(struct rbd_link *link, const struct rbd_request *req,
     return err;
 }
 
-/* Bytes that are in memory alone are laid over what was read.  False: some of them have come to
- * the cluster since `mended` of them had, maybe behind the read. */
+/* Copies the bytes of failed early writes, which are in memory only, over what was read.  False:
+ * the read has to be repeated, because such a write has succeeded since `mended` was read: the
+ * cluster may have got it after the read. */
 static bool complete_read(struct rbd_link *link, const struct rbd_request *req,
                           uint64_t mended)
 {

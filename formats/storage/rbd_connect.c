@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Making a link: Ceph's configuration, the connection, the image and what is known of it. */
+/* Opens a link: reads Ceph's configuration, connects, and opens the image and learns its facts. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -11,10 +11,10 @@
 #include "storage/rbd_internal.h"
 #include "storage/rbd_user.h"
 
-/* So long, at most, who opens an image waits for the cluster, in seconds. */
+/* The longest wait for the cluster when an image is opened, in seconds. */
 #define OPEN_TIMEOUT 30u
 
-/* Names of pools and images that Ceph gives back. */
+/* Room for the id of an image. */
 #define ID_BYTES 128
 
 /* ---- configuring ---- */
@@ -31,7 +31,7 @@ static int set_option(struct rbd_link *link, const char *place, const char *key,
                : 0;
 }
 
-/* Without a file all can be in options. */
+/* It isn't an error if Ceph's default file doesn't exist: the options of the name may be enough. */
 static int read_configuration(struct rbd_link *link, const struct rbd_name *name,
                               const char *place, struct diag *diag)
 {
@@ -45,7 +45,7 @@ static int read_configuration(struct rbd_link *link, const struct rbd_name *name
                       name->conf);
 }
 
-/* Seconds; 0: none is set. */
+/* The value of a timeout in seconds; 0: none is set. */
 static double configured_timeout(struct rbd_link *link, const char *key)
 {
     char text[32];
@@ -55,7 +55,8 @@ static double configured_timeout(struct rbd_link *link, const char *key)
                : strtod(text, NULL);
 }
 
-/* The deadline for requests.  librados gets none: its requests must end in their order. */
+/* Takes the timeout for requests from Ceph's configuration, and disables librados' own: timeouts
+ * there would let requests end out of order. */
 static int take_timeout(struct rbd_link *link)
 {
     double seconds = configured_timeout(link, "rados_osd_op_timeout");
@@ -66,7 +67,7 @@ static int take_timeout(struct rbd_link *link)
     return librados.conf_set(link->cluster, "rados_osd_op_timeout", "0");
 }
 
-/* Ceph's own patience with its monitors is five minutes, or endless. */
+/* Ceph's own timeouts for monitors are five minutes, or none. */
 static int limit_timeout(struct rbd_link *link, const char *key)
 {
     double seconds = configured_timeout(link, key);
@@ -88,15 +89,15 @@ static int set_timeouts(struct rbd_link *link, const char *place, struct diag *d
     return err ? diag_errno(diag, -err, "%s: setting Ceph's timeouts", place) : 0;
 }
 
-/* What this store relies on, whatever the configuration says. */
+/* Sets the options that this store relies on, whatever the configuration says. */
 static int set_own_options(struct rbd_link *link, const char *place, struct diag *diag)
 {
     static const struct {
         const char *key, *value;
     } ours[] = {
         {"rbd_cache", "false"},
-        /* Buffers are the caller's again as soon as a request was made.  (And without copies of
-         * its own librbd 16 never ends a write that begins past the end.) */
+        /* librbd copies the bytes of a write, so that the caller may reuse the buffer at once.
+         * (Without the copies librbd 16 never ends a write that begins past the end.) */
         {"rbd_disable_zero_copy_writes", "true"},
     };
 
@@ -108,7 +109,7 @@ static int set_own_options(struct rbd_link *link, const char *place, struct diag
     return set_timeouts(link, place, diag);
 }
 
-/* Who asks the cluster; NULL: whoever Ceph takes.  *owned is to be freed. */
+/* The Ceph user; NULL: Ceph's default.  *owned is to be freed. */
 static const char *user_of(const struct rbd_name *name, char **owned)
 {
     *owned = name->id ? NULL : rbd_user_of_environment();
@@ -137,7 +138,7 @@ struct user_text {
     char text[100];
 };
 
-/* For messages. */
+/* The user, for messages. */
 static struct user_text who_asks(const struct rbd_name *name)
 {
     CLEANUP_FREE char *owned = NULL;
@@ -157,7 +158,7 @@ static bool has_monitors(struct rbd_link *link)
            text[0];
 }
 
-/* Ceph says "no such file" of what it wants to know first, too. */
+/* Ceph also returns -ENOENT when a key or the monitors' addresses are missing. */
 static int refuse_connection(struct rbd_link *link, const struct rbd_name *name,
                              const char *place, int err, struct diag *diag)
 {
@@ -183,14 +184,14 @@ static int connect_pool(struct rbd_link *link, const struct rbd_name *name,
     link->in_cluster = true;
     if (name->space)
         librados.ioctx_set_namespace(link->io, name->space);
-    /* Else a request that finds the pool full waits until it isn't. */
+    /* With this, requests to a full pool fail instead of waiting until it has space. */
     librados.set_pool_full_try(link->io);
     link->facts.client = librados.get_instance_id(link->cluster);
     rbd_link_make_known(link);
     return 0;
 }
 
-/* FNV-1a, over the text and its end. */
+/* FNV-1a over the text and its NUL. */
 static uint64_t hash_text(uint64_t hash, const char *text)
 {
     do
@@ -201,7 +202,8 @@ static uint64_t hash_text(uint64_t hash, const char *text)
 
 #define HASH_START 0xcbf29ce484222325u
 
-/* A snapshot isn't its image: it never changes. */
+/* device: a hash of cluster and pool; inode: one of namespace, image and snapshot.  A snapshot has
+ * another identity than its image, because it never changes. */
 static int learn_identity(struct rbd_link *link, const struct rbd_name *name)
 {
     char fsid[64], id[ID_BYTES], pool[32];
@@ -252,8 +254,8 @@ static int learn_facts(struct rbd_link *link, const struct rbd_name *name)
     link->facts.object_size = info.obj_size;
     link->facts.has_lock = features & RBD_FEATURE_EXCLUSIVE_LOCK;
     link->facts.locks_to_read = features & RBD_FEATURE_JOURNALING;
-    /* Of what lies in stripes, or in a parent, librbd before 17 tells wrong offsets; and so of
-     * an image that is being moved, whose parent isn't told. */
+    /* librbd before version 17 reports wrong offsets for striped images and for images with a
+     * parent, also for an image that is being migrated, whose parent it doesn't report. */
     link->facts.tells_status = (features & RBD_FEATURE_FAST_DIFF) &&
                                !(features & RBD_FEATURE_MIGRATING) && stripes == 1 &&
                                !has_parent(link);
@@ -279,7 +281,7 @@ static int remove_image(struct rbd_link *link, const struct rbd_name *name,
     return err ? diag_errno(diag, -err, "%s: removing the image", place) : 0;
 }
 
-/* ---- what the image or its pool says against us ---- */
+/* ---- options that the image or its pool sets ---- */
 
 static bool is_set(const rbd_config_option_t *option, const char *key, const char *value)
 {
@@ -308,7 +310,7 @@ static int refuse_option(const rbd_config_option_t *option, const char *place,
     return 0;
 }
 
-/* How many there are is told when there is no room for them. */
+/* If there is too little room, librbd sets *n to the number of options. */
 static int list_options(rbd_image_t image, rbd_config_option_t **options, int *n)
 {
     int err, room = 256;
@@ -325,7 +327,7 @@ static int list_options(rbd_image_t image, rbd_config_option_t **options, int *n
     return err;
 }
 
-/* They win over the client's own, and so over set_own_options. */
+/* Options of the image or its pool override those of the client, also those of set_own_options. */
 static int check_options(struct rbd_link *link, const char *place, struct diag *diag)
 {
     rbd_config_option_t *options;
@@ -345,9 +347,9 @@ static int check_options(struct rbd_link *link, const char *place, struct diag *
 
 /* ---- the image ---- */
 
-/* Who only reads opens it as one who might write, where he may: so he watches it.  Ceph doesn't
- * remove an image that is watched, and tells those who watch when a snapshot is gone.  Others
- * would read zeroes from then on. */
+/* Opens the image for writing, if that is permitted, even if it will only be read: then librbd
+ * watches it.  Ceph doesn't remove a watched image, and tells watchers when a snapshot is removed.
+ * Without the watch reads would return zeroes from then on. */
 static int open_to_read(struct rbd_link *link, const struct rbd_name *name)
 {
     int err = librbd.open(link->io, name->image, &link->image, name->snapshot);
@@ -357,14 +359,14 @@ static int open_to_read(struct rbd_link *link, const struct rbd_name *name)
                : err;
 }
 
-/* Not where librbd then takes the lock to read, too. */
+/* Opens the image read-only after all, because librbd would take the lock even to read. */
 static int open_without_lock(struct rbd_link *link, const struct rbd_name *name)
 {
     rbd_link_close_image(link);
     return librbd.open_read_only(link->io, name->image, &link->image, name->snapshot);
 }
 
-/* On a thread of librbd's: something of the image has changed, maybe its size. */
+/* On a thread of librbd's: the image has changed, maybe its size. */
 static void on_update(void *opaque)
 {
     rbd_doubt_size(opaque);
@@ -413,14 +415,14 @@ static int open_image(struct rbd_link *link, const struct rbd_name *name, bool r
 
 struct open_task {
     struct rbd_task task;
-    struct rbd_name name; /* the task's own: it may outlive who asked */
+    struct rbd_name name; /* a copy, because the task may outlive its caller */
     char *place;
     enum rbd_purpose purpose;
     struct rbd_link *link;
-    bool made; /* the image is ours, and nobody has it yet */
+    bool made; /* the task has created the image, and the caller doesn't have it yet */
 };
 
-/* Nobody will know of it. */
+/* Removes an image that was created for a caller who doesn't get it. */
 static void drop_made(struct open_task *t)
 {
     struct rbd_link *link = t->link;
@@ -496,7 +498,7 @@ static struct open_task *new_open(const struct rbd_name *name)
     return t;
 }
 
-/* Says which image it was, unless the message does already. */
+/* Adds the image's name to the message, unless it has it already. */
 static int blame_place(const char *place, int err, struct diag *diag)
 {
     if (!diag || strstr(diag->text, place))

@@ -9,10 +9,10 @@
 #include "storage/iov.h"
 #include "storage/rbd_internal.h"
 
-/* Of a request whose image others make smaller again and again. */
+/* For a request whose image other clients shrink again and again. */
 #define MOST_TRIES 10
 
-/* The number of this error says little. */
+/* Logs the meaning of -ESHUTDOWN, once. */
 static void tell_blocked(struct rbd_storage *rbd)
 {
     if (!atomic_exchange(&rbd->link->told_blocked, true))
@@ -45,8 +45,8 @@ static int read_up_to(struct rbd_storage *rbd, void *buf, uint64_t off, uint64_t
                               .op = RBD_OP_READ, .buf = buf, .off = off, .len = inside});
 }
 
-/* librbd refuses what begins past the end.  When somebody else has made the image smaller that
- * is known now; it may be larger again, too. */
+/* librbd refuses requests that begin past the end with -EINVAL: then another client has made the
+ * image smaller.  Learns the size, so that the request can be tried again. */
 static bool is_worth_another(struct rbd_storage *rbd, int err, unsigned *tries)
 {
     return err == -EINVAL && ++*tries < MOST_TRIES && rbd_learn_size(rbd) == 0;
@@ -77,9 +77,9 @@ static int io_size(struct storage *st, uint64_t *bytes)
 
 /* ---- changing ---- */
 
-/* All of the request has its place, and what failed and is to be tried again: somebody may have
- * made the image smaller.  Once more when the size has changed meanwhile, as it does by our own
- * growth. */
+/* Makes the image large enough for a request that ends at `end`, and for failed early writes,
+ * which are tried again with it: another client may have made the image smaller.  Repeats that if
+ * the size has changed meanwhile; our own growth counts as such a change, too. */
 static int make_place(struct rbd_storage *rbd, struct rbd_request *req, uint64_t end)
 {
     struct rbd_link *link = rbd->link;
@@ -125,13 +125,13 @@ int rbd_settle_past_end(struct rbd_storage *rbd, uint64_t end, uint64_t *size)
     if (end <= *size || !rbd->link || !rbd_early_reaches_past(rbd->link, *size))
         return 0;
     int err = io_flush(&rbd->st);
-    *size = atomic_load(&rbd->size); /* with its place */
+    *size = atomic_load(&rbd->size); /* the flush has grown the image */
     return err;
 }
 
-/* A change of all of its range.  When it goes past the end librbd leaves out what lies there, and
- * says nothing: so when the size may have changed meanwhile it is made once more, as rbd_early_end
- * has it. */
+/* Makes a change of the complete range.  librbd silently drops the part of a change that lies
+ * past the end of the image, so the change is repeated if the size may have changed meanwhile.
+ * (For early writes see rbd_early_end.) */
 static int make_change(struct rbd_storage *rbd, struct rbd_request req)
 {
     unsigned tries = 0;
@@ -179,7 +179,7 @@ static int io_settle(struct storage *st)
     return rbd_settle(rbd_of(st));
 }
 
-/* What may not lose its place has zeroes written to it by the cluster, which takes time. */
+/* If the range has to stay allocated, the cluster writes zeroes, which isn't fast. */
 static int io_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
 {
     bool unmap = flags & STORAGE_MAY_UNMAP;
@@ -195,7 +195,7 @@ static int io_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flag
                                  unmap ? 0 : (int)RBD_WRITE_ZEROES_FLAG_THICK_PROVISION});
 }
 
-/* librbd passes over what is less than rbd_discard_granularity_bytes. */
+/* librbd ignores parts that are smaller than rbd_discard_granularity_bytes. */
 static int io_discard(struct storage *st, uint64_t off, uint64_t len)
 {
     struct rbd_storage *rbd = rbd_of(st);
@@ -240,7 +240,7 @@ static void io_abort(struct storage *st)
         rbd_call_abort_all(rbd_of(st)->link);
 }
 
-/* librbd asks the cluster itself, even for what isn't there. */
+/* A read of one byte reaches the cluster even where there is no object. */
 static int io_prove(struct storage *st, bool by_reading, unsigned timeout_ms)
 {
     struct rbd_storage *rbd = rbd_of(st);
@@ -255,7 +255,7 @@ static int io_prove(struct storage *st, bool by_reading, unsigned timeout_ms)
                  .op = RBD_OP_READ, .buf = &byte, .len = 1, .timeout_ms = timeout_ms});
 }
 
-/* Requests wait for their cluster anyway. */
+/* Nothing to do: requests wait until their cluster is back, in any case. */
 static void io_persist(struct storage *st, unsigned patience_ms)
 {
     (void)st;

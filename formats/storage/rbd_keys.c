@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Who has Ceph's keys. */
+/* The registered function that looks up Ceph keys. */
 #include <stddef.h>
 
 #include "storage/rbd_keys.h"

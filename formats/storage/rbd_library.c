@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Loading librbd and librados when the first image is opened. */
+/* Loads librbd and librados when the first RBD image is opened. */
 #include <errno.h>
 #include <pthread.h>
 #include <stddef.h>
@@ -24,7 +24,7 @@ static const struct library_function rados_functions[] = {
 #undef ROW
 };
 
-static const char *why; /* they could not be loaded */
+static const char *why; /* they could not be loaded; NULL: they were */
 
 static void load_libraries(void)
 {

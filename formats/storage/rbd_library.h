@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* librbd and librados, loaded when the first RBD image is opened: who has no Ceph needs
- * neither.  Private to this folder.
+/* librbd and librados.  They are loaded when the first RBD image is opened, so that they needn't be
+ * installed otherwise.  Private to this folder.
  *
- * Threads: any; the functions may be called once librbd_load succeeded.  Layer: storage. */
+ * Threads: any; the functions may be called after librbd_load has succeeded.  Layer: storage. */
 #ifndef STORAGE_RBD_LIBRARY_H
 #define STORAGE_RBD_LIBRARY_H
 
@@ -67,7 +67,7 @@
     F(set_pool_full_try)      \
     F(shutdown)
 
-/* librbd.open is rbd_open, and so on, with the types of the libraries' own headers. */
+/* librbd.open is rbd_open, and so on; the types are those of the libraries' headers. */
 #define RBD_MEMBER(name)   __typeof__(rbd_##name) *name;
 #define RADOS_MEMBER(name) __typeof__(rados_##name) *name;
 struct librbd {
@@ -81,7 +81,7 @@ struct librados {
 extern struct librbd librbd;
 extern struct librados librados;
 
-/* Loads both; again: nothing.  0 or -ENOPKG with diag. */
+/* Loads both libraries; later calls only return the first one's result.  0 or -ENOPKG with diag. */
 int librbd_load(struct diag *diag) MUST_USE;
 
 #endif

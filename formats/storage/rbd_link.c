@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A link: who uses it, and its end. */
+/* A link: its users, and its end. */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -9,9 +9,9 @@
 #include "base/thread.h"
 #include "storage/rbd_internal.h"
 
-/* Who closes one waits for what runs, and for the cluster. */
+/* The wait for calls and tasks that run, and then for the cluster, when a link is closed. */
 #define CLOSE_TIMEOUT_MS 5000u
-/* Who has told all that they wait in vain has less to wait for. */
+/* The same for a link whose callers were all told to give up. */
 #define ABORTED_TIMEOUT_MS 500u
 
 /* ---- the links of this process ---- */
@@ -110,8 +110,8 @@ static void *close_orphan(void *opaque)
     return NULL;
 }
 
-/* What ran is left to end alone; true when something does.  *lost: early writes that haven't ended
- * well. */
+/* Waits for calls and tasks.  True: some still run, and the last one has to destroy the link.
+ * *lost: the number of early writes that haven't succeeded. */
 static bool make_orphan(struct rbd_link *link, unsigned *lost)
 {
     uint64_t wait_ms = atomic_load(&link->aborted) ? ABORTED_TIMEOUT_MS : CLOSE_TIMEOUT_MS;
@@ -125,7 +125,7 @@ static bool make_orphan(struct rbd_link *link, unsigned *lost)
     return link->orphan;
 }
 
-/* Nothing runs. */
+/* Closes a link without running calls and tasks. */
 static void close_idle(struct rbd_link *link)
 {
     struct close_task *t = calloc(1, sizeof *t);
@@ -152,7 +152,7 @@ unsigned rbd_link_close(struct rbd_link *link)
     return lost;
 }
 
-/* ---- what uses the image ---- */
+/* ---- the users of the image ---- */
 
 void rbd_link_count_in(struct rbd_link *link)
 {

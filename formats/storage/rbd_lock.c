@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Ceph's exclusive lock.
  *
- * librbd takes it by itself with the first change, and gives it to another client that wants
- * to write.  Taken by a call it stays.  As a client that only took it by itself (QEMU) would
- * have to give it to us while it writes, one that is alive is looked for first. */
+ * librbd takes the lock by itself with the first change, and hands it over to another client that
+ * wants to write.  A lock taken by lock_acquire isn't handed over.  A client whose librbd has taken
+ * the lock by itself (QEMU) would have to hand it over to us in the middle of its writes.  So we
+ * check first whether another holder is alive, and then refuse. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,17 +12,16 @@
 #include "base/cleanup.h"
 #include "storage/rbd_internal.h"
 
-/* What the cluster tells of an image's users needs room for so much at first, and at most. */
+/* The first and the largest buffers for lists of lock holders (bytes) and watchers (entries). */
 #define NAMES_BYTES     4096
 #define NAMES_BYTES_MAX (1u << 20)
 #define WATCHERS        64
 #define WATCHERS_MAX    (1u << 16)
 #define TRIES           5
 
-/* What librbd begins the cookies of its locks with; the number of the holder's watch follows.
- */
+/* The cookies of librbd's locks begin with this; the number of the holder's watch follows. */
 #define COOKIE "auto "
-/* The tag of librbd's locks; people set locks with others, or none. */
+/* The tag of librbd's locks; locks that people set have another tag or none. */
 #define LIBRBD_TAG "internal"
 
 struct lock_task {
@@ -30,16 +30,16 @@ struct lock_task {
     char *place;
 };
 
-/* ---- who has a lock ---- */
+/* ---- the holders of a lock ---- */
 
-/* Texts one behind the other, each with its end. */
+/* Strings one behind the other, each with its NUL. */
 struct names {
     char *text;
     size_t bytes;
 };
 
-/* One has Ceph's exclusive lock; there can be any number of locks that people set (`rbd lock add
- * --shared`). */
+/* Ceph's exclusive lock has one holder; locks that people set (`rbd lock add --shared`) can have
+ * any number. */
 struct holders {
     size_t n;
     struct names tag, clients, cookies, addresses;
@@ -53,7 +53,7 @@ static inline void cleanup_holders(struct holders *holders)
     free(holders->addresses.text);
 }
 
-/* For `bytes`, and not for nothing. */
+/* Allocates `bytes`, or a minimum. */
 static int make_room(struct names *names)
 {
     if (names->bytes > NAMES_BYTES_MAX)
@@ -76,7 +76,7 @@ static int make_rooms(struct holders *h)
     return 0;
 }
 
-/* -ERANGE: there wasn't room enough; now it is known how much is needed. */
+/* -ERANGE: the buffers were too small; now `bytes` has the sizes that are needed. */
 static int ask_holders(struct rbd_link *link, struct holders *h)
 {
     int exclusive, err = make_rooms(h);
@@ -93,7 +93,7 @@ static int ask_holders(struct rbd_link *link, struct holders *h)
     return 0;
 }
 
-/* There can be more again when it is asked anew. */
+/* Between two attempts there may be more holders again. */
 static int list_holders(struct rbd_link *link, struct holders *h)
 {
     int err = -ERANGE;
@@ -103,7 +103,8 @@ static int list_holders(struct rbd_link *link, struct holders *h)
     return err;
 }
 
-/* ---- who is alive: he watches the image, and Ceph forgets who died after half a minute ---- */
+/* ---- is the holder alive?  Then it watches the image; Ceph removes the watch of a client that has
+ * died after half a minute ---- */
 
 struct watchers {
     rbd_image_watcher_t *list;
@@ -117,7 +118,7 @@ static inline void cleanup_watchers(struct watchers *watchers)
     free(watchers->list);
 }
 
-/* As list_holders. */
+/* Like list_holders, tries several times. */
 static int list_watchers(struct rbd_link *link, struct watchers *out)
 {
     size_t room = WATCHERS;
@@ -156,8 +157,8 @@ static bool is_alive(const struct watchers *watchers, const char *cookie,
 
 /* ---- */
 
-/* Of this image, or one of a disk's other views of it: that was opened without a lock of its
- * own, as the disk has one. */
+/* Is the holder this link, or another link of this process that opened the image without taking the
+ * lock, because the disk it belongs to has it? */
 static bool is_ours(const struct rbd_link *link, const char *holder)
 {
     const char *number = strchr(holder, '.');
@@ -185,7 +186,7 @@ static int refuse_holder(const struct holders *holders, const struct watchers *w
     return 0;
 }
 
-/* librbd would wait until it is gone. */
+/* Refuses if somebody has set a lock: librbd would wait until it is removed. */
 static int refuse_set_lock(const struct holders *holders, struct rbd_task *task,
                            const char *place)
 {
@@ -217,7 +218,7 @@ static int run_lock(struct rbd_task *task)
     struct lock_task *t = CONTAINER_OF(task, struct lock_task, task);
 
     if (t->level == STORAGE_READER && atomic_exchange(&task->link->locked, false))
-        (void)librbd.lock_release(task->link->image); /* gone already is no failure */
+        (void)librbd.lock_release(task->link->image); /* it may be lost already */
     int err = check_others(task, t->level, t->place);
     if (err || t->level == STORAGE_READER)
         return err;
@@ -245,7 +246,7 @@ int rbd_take_lock(struct rbd_storage *rbd, enum storage_lock_level level, struct
 
     if (rbd->name.snapshot) /* nobody can change it */
         return 0;
-    /* Who writes then does so through another view. */
+    /* Nothing is written through this opening of the image, though maybe through another one. */
     if (rbd->st.read_only)
         level = STORAGE_READER;
     if (!rbd->link)
@@ -256,7 +257,7 @@ int rbd_take_lock(struct rbd_storage *rbd, enum storage_lock_level level, struct
             "%s: lock: the image hasn't Ceph's feature exclusive-lock: rbd feature "
             "enable, or lock=off",
             place);
-    /* Else the next who has it would be written over. */
+    /* Otherwise early writes could overwrite those of the next holder. */
     int err = level == STORAGE_READER ? rbd_settle(rbd) : 0;
     if (err)
         return diag_errno(diag, -err, "%s: lock: writing what was answered", place);
@@ -274,7 +275,7 @@ int rbd_take_lock(struct rbd_storage *rbd, enum storage_lock_level level, struct
     if (err)
         return err;
     rbd->wants_lock = level == STORAGE_WRITER;
-    /* Who had it before may have changed the size. */
+    /* The holder before may have changed the size. */
     err = level == STORAGE_WRITER ? rbd_learn_size(rbd) : 0;
     return err ? diag_errno(diag, -err, "%s: lock: asking for its size", place) : 0;
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Taking names of RBD images apart, judging them, and putting them together. */
+/* Parsing, checking and printing names of RBD images. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -41,7 +41,7 @@ void rbd_name_free(struct rbd_name *name)
 
 /* ---- parsing ---- */
 
-/* Messages repeat the text, so that it must be harmless in a log before anything else. */
+/* Messages contain the text, so it is checked first that it is harmless in a log. */
 static int check_text(const char *text, struct diag *diag)
 {
     if (strnlen(text, RBD_NAME_MAX + 1) > RBD_NAME_MAX)
@@ -54,8 +54,7 @@ static int check_text(const char *text, struct diag *diag)
     return 0;
 }
 
-/* The first of the characters in `stops` that no backslash precedes, before `end`; else
- * `end`. */
+/* The first character before `end` that is in `stops` and isn't escaped; otherwise `end`. */
 static const char *find_plain(const char *at, const char *end, const char *stops)
 {
     for (; at < end; at++) {
@@ -67,7 +66,7 @@ static const char *find_plain(const char *at, const char *end, const char *stops
     return end;
 }
 
-/* A piece of the text without its backslashes. */
+/* Copies a part of the text without its escapes. */
 static int take_piece(struct parse *p, const char *what, const char *at, const char *end,
                       char **out)
 {
@@ -90,7 +89,7 @@ static int take_piece(struct parse *p, const char *what, const char *at, const c
     return 0;
 }
 
-/* Takes the path over. */
+/* Takes ownership of the path. */
 static int set_conf(struct parse *p, char *path)
 {
     CLEANUP_FREE char *given = path;
@@ -99,7 +98,7 @@ static int set_conf(struct parse *p, char *path)
     return p->name->conf ? 0 : diag_errno(p->diag, errno, "%s", p->shown);
 }
 
-/* Takes both over. */
+/* Takes ownership of both. */
 static int add_option(struct parse *p, char *key, char *value)
 {
     CLEANUP_FREE char *owned_key = key, *owned_value = value;
@@ -183,7 +182,7 @@ static int parse_parts(struct parse *p, const char *text)
     if (slash == options)
         return diag_set(p->diag, EINVAL, "%s: names no pool: must be rbd:POOL/IMAGE",
                         p->shown);
-    /* QEMU looks for the first @ in all of the text. */
+    /* QEMU would take the first @ of the whole text for the one before a snapshot. */
     if (find_plain(at, options, "@") == options && find_plain(options, end, "@") < end)
         return diag_set(p->diag, EINVAL,
                         "%s: an @ in an option must be written as \\@, as it would stand "
@@ -195,7 +194,7 @@ static int parse_parts(struct parse *p, const char *text)
     return err ? err : parse_options(p, options, end);
 }
 
-/* Options may have secrets. */
+/* Leaves out the options, which may have secrets. */
 static void show_place(struct parse *p, const char *text)
 {
     const char *options = find_plain(text + strlen(PREFIX), text + strlen(text), ":");
@@ -222,7 +221,7 @@ int rbd_name_parse(const char *text, enum rbd_name_origin origin, struct rbd_nam
     return err;
 }
 
-/* ---- put together ---- */
+/* ---- adding to a name ---- */
 
 static struct rbd_option *find_option(struct rbd_name *name, const char *key)
 {
@@ -296,7 +295,7 @@ static void print_place(FILE *f, const struct rbd_name *name)
     print_piece(f, "@", name->snapshot);
 }
 
-/* Paths stay readable. */
+/* Doesn't escape slashes, so that paths stay readable. */
 static void print_option(FILE *f, const char *key, const char *value)
 {
     if (!value)
@@ -340,7 +339,7 @@ static char *print_parts(const struct rbd_name *name, enum printing how)
     return NULL;
 }
 
-/* Ceph takes blanks around a key away. */
+/* Ceph ignores blanks around an option's name. */
 bool rbd_option_is_secret(const char *key)
 {
     key += strspn(key, " ");

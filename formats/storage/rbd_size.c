@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The size of an RBD image: known here, and changed by functions of librbd's that wait.
+/* The size of an RBD image: kept here, and changed by a blocking function of librbd.
  *
- * One that was left behind at its deadline is a late change as any other (rbd_call.c): what
- * would be written before it could be cut off.  How large the image is afterwards only the
- * cluster knows, so that it is asked before the next change; so it is when it has told that
- * something of the image was changed, maybe by another client: of a write that goes past the
- * end librbd would leave out what lies there, and say nothing. */
+ * A resize that is abandoned at its deadline is a late change like any other (rbd_call.c): later
+ * changes wait for it, because it could cut off what they write.  Only the cluster knows the size
+ * then, so it is asked before the next change.  It is also asked after a notification that the
+ * image has changed, maybe by another client: librbd silently drops the part of a write that lies
+ * past the end. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -59,12 +59,13 @@ static int run_task(struct rbd_link *link, struct rbd_task how, uint64_t deadlin
     return err;
 }
 
-/* With `growth` locked, as all below. */
+/* With `growth` locked, like the functions below. */
 static int ask_size(struct rbd_storage *rbd, uint64_t deadline)
 {
     uint64_t bytes = 0, before = atomic_load(&rbd->size);
 
-    atomic_store(&rbd->link->size_unknown, false); /* first: it can change meanwhile */
+    /* Before it is asked, as the size may change meanwhile. */
+    atomic_store(&rbd->link->size_unknown, false);
     int err = run_task(rbd->link, (struct rbd_task){.run = run_ask}, deadline, &bytes);
     if (err) {
         rbd_doubt_size(rbd->link);
@@ -90,7 +91,7 @@ static int change_size(struct rbd_storage *rbd, uint64_t bytes, uint64_t deadlin
     return err;
 }
 
-/* With no change under way. */
+/* While no change is in flight. */
 static int set_size_alone(struct rbd_storage *rbd, uint64_t bytes, bool only_larger,
                           uint64_t deadline)
 {
@@ -103,8 +104,9 @@ static int set_size_alone(struct rbd_storage *rbd, uint64_t bytes, bool only_lar
                : change_size(rbd, bytes, deadline);
 }
 
-/* To be taken before `growth`: else of a cluster that doesn't answer each who waits for that would
- * wait as long again as the one before. */
+/* To be called before `growth` is locked: otherwise, while the cluster doesn't answer, the
+ * callers that wait for the lock would time out one after the other, each after its full
+ * timeout. */
 static uint64_t deadline_of(const struct rbd_storage *rbd)
 {
     return clock_ns() + (uint64_t)rbd->facts.timeout_ms * 1000000;
@@ -123,7 +125,7 @@ static int set_size(struct rbd_storage *rbd, uint64_t bytes, bool only_larger,
     return err;
 }
 
-/* In this order: who has seen the number sees to it that the size is known then. */
+/* In this order: a caller that sees the new count then also sees that the size is unknown. */
 void rbd_doubt_size(struct rbd_link *link)
 {
     atomic_store(&link->size_unknown, true);
@@ -139,7 +141,7 @@ int rbd_truncate_storage(struct storage *st, uint64_t bytes)
 {
     struct rbd_storage *rbd = rbd_of(st);
 
-    /* What is tried again later would make it larger again. */
+    /* Otherwise early writes that are tried again later could grow the image again. */
     int err = rbd_settle(rbd);
     if (err)
         return err;

@@ -1,27 +1,27 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Which parts of an image there are: the objects that it has in the cluster. */
+/* Data and holes of an image: which of its objects exist in the cluster. */
 #include <errno.h>
 #include <stdlib.h>
 
 #include "base/checked.h"
 #include "storage/rbd_internal.h"
 
-/* One question at most: an answer is seldom longer. */
+/* The most bytes that one query covers; runs are rarely longer. */
 #define STATUS_MAX (UINT64_C(1) << 30)
 
-/* Ends the iteration when the run has ended. */
+/* Ends librbd's iteration at the end of the run. */
 #define ENOUGH (-ECANCELED)
 
 struct status_task {
     struct rbd_task task;
     uint64_t object;
-    uint64_t off, end; /* what is asked about; off in an object's middle, maybe */
-    /* found out */
+    uint64_t off, end; /* the queried range; off may lie inside an object */
+    /* results */
     bool data;
     uint64_t run_end; /* off: nothing yet */
 };
 
-/* Called for what is there, in rising order; what lies between is not. */
+/* Called for ranges that exist, in rising order; what lies between is a hole. */
 static int on_run(uint64_t off, size_t len, int exists, void *opaque)
 {
     struct status_task *t = opaque;
@@ -49,7 +49,7 @@ static int run_status(struct rbd_task *task)
     int err = librbd.get_flags(task->link->image, &flags);
     if (!err && flags & RBD_FLAG_FAST_DIFF_INVALID)
         return -ENOTSUP;
-    /* librbd before 17 tells wrong offsets when asked from an object's middle on. */
+    /* librbd before version 17 reports wrong offsets when the range begins inside an object. */
     if (!err)
         err = librbd.diff_iterate2(task->link->image, NULL, start, t->end - start, 1, 1,
                                    on_run, t);
@@ -104,7 +104,7 @@ int rbd_find_extent(struct rbd_storage *rbd, uint64_t off, uint64_t len, bool *d
         return -ENOTSUP;
     if (!rbd->link)
         return -ENOTCONN;
-    /* To call all of it data is never wrong. */
+    /* -ENOTSUP makes the caller take everything for data, which is never wrong. */
     if (rbd_link_is_stuck(rbd->link) || rbd_settle(rbd) != 0)
         return -ENOTSUP;
     return ask_status(rbd, off, off + MIN(MIN(len, STATUS_MAX), size - off), data, run);

@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Functions of Ceph's that wait for a cluster, as long as that takes, on threads of their own:
- * who asked waits no longer than he wants to. */
+/* Tasks: blocking functions of Ceph's libraries, which may wait for the cluster without a limit,
+ * run on threads of their own, so that the caller can stop waiting at its deadline. */
 #include <errno.h>
 
 #include "base/clock.h"
 #include "base/thread.h"
 #include "storage/rbd_internal.h"
 
-/* How often `give_up` is looked at. */
+/* The interval at which `give_up` is checked. */
 #define LOOK_MS 100u
 
-/* So many that open or close an image may be left behind at a time: each has a thread and a
+/* The most abandoned tasks without a link, which open or close an image: each has a thread and a
  * connection. */
 #define MAX_ABANDONED 16u
-/* And so many of one link. */
+/* The most abandoned tasks of one link. */
 #define MAX_LATE 4u
 
 static _Atomic unsigned n_abandoned;
@@ -24,7 +24,7 @@ static void destroy_task(struct rbd_task *task)
     lock_destroy(&task->lock);
 }
 
-/* True: nobody waits any more, and it is ours to free. */
+/* True: the task is abandoned, so its own thread has to free it. */
 static bool report_end(struct rbd_task *task, int err)
 {
     LOCK_GUARD(&task->lock);
@@ -35,7 +35,8 @@ static bool report_end(struct rbd_task *task, int err)
     return task->abandoned;
 }
 
-/* What changes the image and was left behind is waited for by later changes. */
+/* Counts a task as abandoned, or (more: false) as ended after that.  Later changes of the image
+ * wait for abandoned ones. */
 static void count_late(struct rbd_task *task, bool more)
 {
     struct rbd_link *link = task->link;
@@ -77,7 +78,7 @@ static bool is_unwanted(const struct rbd_task *task)
            (task->link && atomic_load(&task->link->aborted));
 }
 
-/* False: it is waited for no more, for the reason in *err. */
+/* False: the caller stops waiting, for the reason in *err. */
 static bool wait_for_end(struct rbd_task *task, unsigned timeout_ms, int *err)
 {
     uint64_t deadline = clock_ms() + timeout_ms;
@@ -103,7 +104,7 @@ static bool mark_abandoned(struct rbd_task *task)
     return task->abandoned;
 }
 
-/* Counted first: it may end as soon as it is alone.  False: it has ended just now. */
+/* Counts before it marks: an abandoned task may end at once.  False: the task has just ended. */
 static bool abandon(struct rbd_task *task)
 {
     count_late(task, true);
@@ -124,7 +125,7 @@ bool rbd_link_is_stuck(struct rbd_link *link)
     return link->late_tasks >= MAX_LATE;
 }
 
-/* Of a cluster that doesn't answer, threads don't become more and more. */
+/* Limits the number of threads that wait for a cluster that doesn't answer. */
 static int wait_for_room(struct rbd_link *link, unsigned *timeout_ms)
 {
     uint64_t now = clock_ns(), deadline = now + (uint64_t)*timeout_ms * 1000000;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* CEPH_ARGS, of which librados takes the options of its configuration, and leaves out who asks:
- * that is for the program to look at. */
+/* The user in CEPH_ARGS.  librados only reads options of Ceph's configuration from CEPH_ARGS; the
+ * user is left to the program. */
 #include "storage/rbd_user.h"
 
 #include <stdbool.h>
@@ -14,11 +14,11 @@
 
 static const struct {
     const char *word;
-    bool has_type; /* its value begins with what kind of entity it is */
+    bool has_type; /* its value begins with the type of the entity, such as "client." */
 } options[] = {
     {"--id", false}, {"-i", false}, {"--user", false}, {"--name", true}, {"-n", true}};
 
-/* The value behind the word or, after a =, in it; NULL: the word isn't the option. */
+/* If the word is this option: its value, after a "=" or in the next word.  Otherwise NULL. */
 static const char *value_of(const char *word, const char *option, char **rest)
 {
     size_t n = strlen(option);
@@ -28,7 +28,7 @@ static const char *value_of(const char *word, const char *option, char **rest)
     return strncmp(word, option, n) == 0 && word[n] == '=' ? word + n + 1 : NULL;
 }
 
-/* NULL: the word says nothing of it. */
+/* The user if the word is an option that gives one; otherwise NULL. */
 static const char *user_in(const char *word, char **rest)
 {
     for (size_t i = 0; i < ARRAY_LEN(options); i++) {
