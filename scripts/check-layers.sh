@@ -8,9 +8,9 @@
 #
 # Jobs work on nodes: they include headers of base, block and the registry only.
 #
-# Of a driver X only X/X.h may be included elsewhere, by registry.c.  nbdkit's headers are for
-# server/ only, not for its subfolders.  JSON is used in server/, and below it only by the parser
-# of names.  A header that says "private to this folder" may be included only there.  Each source
+# Of a driver X only X/X.h may be included elsewhere, and only by registry.c.  nbdkit's headers may be
+# included in server/ only, not in its subfolders.  JSON is used in server/, and below it only by the
+# parser of names.  A header that says "private to this folder" may be included only there.  Each source
 # begins with its licence and a comment on its purpose.
 
 # SPDX-License-Identifier: BSD-3-Clause
@@ -69,7 +69,7 @@ resolve() {
     target=
 }
 
-# is_private HEADER: does it say that it is for its own folder?
+# is_private HEADER: does it say that it is private to its folder?
 is_private() {
     [[ $1 == *internal.h ]] || tr '\n' ' ' <"$1" | sed 's/ \*  *//g' | grep -qi 'private to this folder'
 }
@@ -131,7 +131,7 @@ for file in "${sources[@]}"; do
     fi
 done
 
-# The licence, and then what the file is for.
+# Each file begins with its licence and a comment on its purpose.
 for file in "${sources[@]}"; do
     if ! sed -n '1p' "$file" | grep -q '^/\* SPDX-License-Identifier: BSD-3-Clause \*/$' ||
         ! sed -n '2p' "$file" | grep -q '^/\* [^ ]'; then

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# Shared by the scripts here, which source it: where things are, and the Debian packages.
+# Sourced by the other scripts: paths, the Debian packages that they need, and common functions.
 # shellcheck shell=bash
 
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# What the scripts need, by purpose (the names are used by those who source this).
+# The packages, by purpose (the scripts that source this file use the names).
 # shellcheck disable=SC2034
 {
     build_packages=(gcc libc6-dev cmake ninja-build pkg-config nbdkit nbdkit-plugin-dev libnbd-dev
@@ -23,14 +23,14 @@ die() {
     exit 1
 }
 
-# Prints those of the packages that aren't installed.
+# missing_packages PACKAGE...: prints those that aren't installed.
 missing_packages() {
     comm -23 <(printf '%s\n' "$@" | sort -u) <(
         dpkg-query -W -f='${db:Status-Abbrev}${Package}\n' "$@" 2>/dev/null |
             sed -n 's/^ii *//p' | sort -u)
 }
 
-# Installs what is missing of the packages, as root or with sudo; else says what that is.
+# need_packages PACKAGE...: installs those that are missing, as root or with sudo; otherwise names them.
 need_packages() {
     if ! command -v dpkg-query >/dev/null; then
         echo "${0##*/}: not a Debian system; these packages, or what they are called here, are needed:" \
@@ -56,13 +56,13 @@ install them with: apt-get install ${missing[*]}"
         die "could not install: ${missing[*]}"
 }
 
-# Prints the targets of what gets installed: no tests.
+# Prints the build targets of everything that gets installed, without the tests.
 product_targets() {
     printf '%s\n' plugin qimg
     sed -n 's/^qimg_manual(.*\/\(.*\)\.pod .*/man-\1/p' "$root/CMakeLists.txt"
 }
 
-# build_preset PRESET [TARGET...]: configures when that was never done, and builds.
+# build_preset PRESET [TARGET...]: configures, if that wasn't done yet, and builds.
 build_preset() {
     local preset=$1 folder=$root/build/$1 targets=()
     if [ $# -gt 1 ]; then

@@ -162,7 +162,7 @@ bool storage_is_rbd(const struct storage *st)
 
 /* ---- closing ---- */
 
-/* What may be lost the next flush tells of, if one comes. */
+/* If early writes may be lost, logs that, and makes the next flush fail. */
 static void close_link(struct rbd_storage *rbd)
 {
     unsigned lost = rbd_link_close(TAKE(&rbd->link));

@@ -141,17 +141,17 @@ class Alone(Case):
                 self.assertEqual(sha256(self.path("i")), before)
 
     def test_a_backing_name_of_no_bytes_inside_the_header(self):
-        """says nothing of where the extensions end: they stay"""
+        """A backing name of 0 bytes doesn't limit the header extensions: amend keeps them."""
         run("qemu-img", "create", "-q", "-f", "qcow2", self.path("i"), "4M")
         run("qemu-img", "bitmap", "--add", self.path("i"), "b")
         for offset in 8, 110:
             patch(self.path("i"), 8, offset.to_bytes(8, "big") + bytes(4))
             run(QIMG, "amend", "-o", "lazy_refcounts=on", self.path("i"))
-            patch(self.path("i"), 8, bytes(12))  # qemu-img looks for no extension behind such an offset
+            patch(self.path("i"), 8, bytes(12))  # otherwise qemu-img ignores extensions behind that offset
             self.assertEqual([b["name"] for b in info(self.path("i"), "qcow2")["format-specific"]["data"]["bitmaps"]], ["b"])
 
     def test_a_long_backing_name(self):
-        """Is moved where the header's extensions need its place."""
+        """A backing name is moved when the header extensions need its place."""
         name = "x" * 200 + "/../" * 1
         os.mkdir(self.path("x" * 200))
         create(self.path("base"), "qcow2", MIB)

@@ -246,7 +246,7 @@ class Syncs(BackupCase):
         self.client.cmd("block-dirty-bitmap-remove", node="drive0", name="map")
 
     def test_the_format_that_is_not_said(self):
-        """is the disk's for a new file, what it looks like for one that exists, and raw for an export"""
+        """without `format`: a new file gets the disk's format, an existing file is probed, an export is raw"""
         for fmt, other in ("qcow2", "qed"), ("qed", "qcow2"), ("raw", "qcow2"):
             with self.part(format=fmt):
                 self.image, self.fmt = create(self.path("source"), fmt, self.SIZE), fmt

@@ -119,7 +119,7 @@ class BitmapCommand(KeptBitmaps):
         run("qemu-io", "-f", "qcow2", *[w for off, n in pieces for w in ("-c", f"write -q {off} {n}")], source)
         before = sha256(source)
         run(QIMG, "bitmap", "--merge", "s", "--source-file", source, "--source-format", "qcow2", image, "b")
-        # Pieces of 4 KiB, as far as the source knows.
+        # The source's granules have 4 KiB.
         coarse = {n * 4096 // 65536 for n in granules(pieces, 4096)}
         self.assertEqual(self.dirty_for_qemu(image, "b"), coarse)
         self.assertEqual(sha256(source), before)
@@ -147,7 +147,7 @@ class BitmapCommand(KeptBitmaps):
         check(image, "qcow2")
 
     def test_an_applied_snapshot(self):
-        """The disk may be another everywhere: what records says so; and of another size, too."""
+        """After `snapshot -a` and `resize`: a recording bitmap has all that may have changed, and the new size."""
         image = self.image("b")
         run("qemu-img", "bitmap", "--add", "--disable", image, "frozen")
         run(QIMG, "snapshot", "-c", "s", image)
@@ -167,7 +167,7 @@ class BitmapCommand(KeptBitmaps):
         check(image, "qcow2")
 
     def test_encrypted(self):
-        """The bits aren't; but who opens the image has to know the key."""
+        """Bitmaps aren't encrypted, but opening the image needs the key."""
         image = self.path("luks")
         options = f"driver=qcow2,file.filename={image},encrypt.key-secret=s"
         create_encrypted(image, MIB, "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10")

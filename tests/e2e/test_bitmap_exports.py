@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Dirty bitmaps that are served beside the disk: their block status says what is dirty (B-08, B-09)."""
+"""Dirty bitmaps are served as exports beside the disk; their block status shows what is dirty (B-08, B-09)."""
 
 import random
 import threading
@@ -12,7 +12,7 @@ from test_stored_bitmaps import GRANULE, SIZE, KeptBitmaps, granules
 
 
 def dirty_ranges(handle):
-    """(offset, length) of what a bitmap export calls data; clean ranges are holes, not zeroes."""
+    """(offset, length) of a bitmap export's data, which are the dirty ranges; clean ranges are holes, not zeroes."""
     found, off, size = [], 0, handle.get_size()
     while off < size:
         entries = []
@@ -33,7 +33,7 @@ class BitmapExports(KeptBitmaps):
         return server.connect(f"bitmap/{name}")
 
     def test_the_status_is_the_bitmap(self):
-        """For granules of each size, while it records, and on a disk whose end is within a granule."""
+        """With granules of each size, while the bitmap records, and on a disk that ends inside a granule."""
         rng = random.Random(3)
         image = create(self.path("disk"), "qcow2", SIZE + 1536)
         server = self.start(image)
@@ -73,7 +73,7 @@ class BitmapExports(KeptBitmaps):
                 self.share(server, name)
 
     def test_busy_while_it_is_served(self):
-        """Clients share one; nobody else changes or removes it, and a grown disk would be another."""
+        """Several clients can read a bitmap; meanwhile commands can't change or remove it."""
         server = self.start(self.image("b"))
         first, second = self.share(server, "b"), self.share(server, "b")
         self.assertTrue(self.client.bitmaps()["b"]["busy"])
@@ -90,7 +90,7 @@ class BitmapExports(KeptBitmaps):
             self.share(server, "b")
 
     def test_read_only(self):
-        """What QEMU stored is served by a reader, too; what isn't consistent is not."""
+        """A read-only server also exports stored bitmaps, but not inconsistent ones."""
         image = self.image("b", "broken")
         run("qemu-io", "-f", "qcow2", "-c", "write 3M 100k", image)
         with open(image, "rb") as file:
@@ -109,7 +109,7 @@ class BitmapExports(KeptBitmaps):
         self.assertEqual(sha256(image), before)
 
     def test_while_others_write(self):
-        """What was answered before is dirty; a look takes nobody's time."""
+        """Writes that were answered before a query of the block status are dirty in it; queries don't delay writers."""
         server = self.start(self.image())
         self.cmd("add", "b", granularity=4096, persistent=True)
         handle, stop, failures, done = self.share(server, "b"), threading.Event(), [], [[] for _ in range(4)]
