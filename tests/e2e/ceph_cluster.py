@@ -196,7 +196,7 @@ class Cluster:
 
     def be_full(self, full):
         """Makes the OSD's disk count as full, or no longer, and waits until the pools do."""
-        self.full = True  # until it surely isn't
+        self.full = True  # stays set if the change back fails, so that revive() repeats it
         ratios = ("0.0001", "0.0002", "0.0003") if full else ("0.85", "0.9", "0.95")
         for kind, ratio in zip(("nearfull", "backfillfull", "full"), ratios if full else ratios):
             self.run("ceph", "osd", f"set-{kind}-ratio", ratio)
@@ -208,8 +208,8 @@ class Cluster:
         self.full = full
 
     def revive(self):
-        """It serves again, whatever the last test has left: each request to one that is full, or without an OSD, waits for
-        minutes, and so would all tests that follow."""
+        """Makes the cluster serve again, whatever the last test has left.  With a full cluster or without an OSD, each
+        request of the following tests would wait for minutes."""
         if self.dead:
             raise AssertionError("the cluster is dead: an earlier test says why")
         self.dead = True

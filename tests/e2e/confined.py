@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""Runs a command as a unit of systemd would: with its SystemCallFilter=, and a listening socket.
+"""Runs a command as systemd would for a unit: with the unit's SystemCallFilter=, and a listening socket.
 
     confined.py UNIT-FILE SOCKET COMMAND...
 

@@ -73,7 +73,7 @@ def unused_damages(q):
 
 
 def random_damages(q, count):
-    """Some entries at a time, their flags and subclusters alone."""
+    """Random damage to the flags and subcluster bitmaps of several L2 entries at a time."""
     rng = random.Random(h.SEED)
     entries = [e for e in q.l2_entries() if not e[2] & COMPRESSED]
     for number in range(count):

@@ -165,7 +165,7 @@ class Alone(Case):
         return [word for name, text in texts.items() for word in ("--object", f"secret,id={name},data={text}")]
 
     def test_nobody_comes_in_between(self):
-        """From the first step to the last the file stays open, with its writer's lock."""
+        """amend keeps the file open with the writer's lock from its first step to its last."""
         for options, made in (("compat=1.1,size=8M", "compat=0.10"), ("refcount_bits=8", "compat=1.1"), ("compat=0.10", "compat=1.1")):
             with self.part(options=options):
                 run("qemu-img", "create", "-q", "-f", "qcow2", "-o", made, self.path("i"), "4M")

@@ -71,7 +71,7 @@ class Parameters(Case):
     }
 
     def check_bad_value(self, key, message):
-        """V-01: a bad value ends nbdkit with a message that names the key and the legal values."""
+        """V-01: with a bad value nbdkit doesn't start; the message names the parameter and its legal values."""
         image = create(self.path("disk"), "qcow2", SIZE)
         self.refused(image, key, words=[message], name=False)
 
@@ -317,7 +317,7 @@ class BadQed(Case):
         self.refused(image, "format=qed")
 
     def test_block_device_is_refused_for_writing(self):
-        """Q-04: QED grows by growing its file."""
+        """Q-04: a QED image grows by growing its file, which a block device can't."""
         if os.geteuid() != 0:
             self.skipTest("loop devices need root")
         image = create(self.path("disk"), "qed", SIZE)
@@ -340,7 +340,7 @@ class BadQed(Case):
             run("losetup", "-d", device)
 
     def test_read_only_device(self):
-        """One that was set so is not found out by the first write."""
+        """A device that was set read-only is noticed when it is opened, not by the first write."""
         if os.geteuid() != 0:
             self.skipTest("loop devices need root")
         create(self.path("disk"), "raw", SIZE)
@@ -427,7 +427,7 @@ class BadTables(Case):
             try:
                 handle = server.connect()
             except nbd.Error:
-                self.assertTrue(server.alive)  # refused for writing
+                self.assertTrue(server.alive)  # the connection was refused, because it could write
             else:
                 self.errno(errno.EIO, handle.pread, 4096, 0)
                 self.assertEqual(handle.pread(8192, self.second), b"B" * 8192)

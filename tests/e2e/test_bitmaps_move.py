@@ -232,7 +232,7 @@ class Overlay(BitmapCase):
                 if end == "commit":
                     self.expect_dirty("old", writers.changed(), end, more=True)
                 else:
-                    self.assertNotIn("old", self.client.bitmaps())  # it would lack what was written to the layers above
+                    self.assertNotIn("old", self.client.bitmaps())  # it would lack writes to the layers above
         finally:
             self.content = writers.stop()
         top = self.top()

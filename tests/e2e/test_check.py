@@ -536,7 +536,7 @@ class OnOpen(Case):
         return path
 
     def test_what_cannot_be_repaired(self):
-        """is refused for writing, and stays marked"""
+        """an image that can't be repaired is refused for writing, and keeps its mark"""
         for fmt in ("qcow2", "qed"):
             with self.part(fmt=fmt):
                 path = self.unrepairable(fmt)

@@ -577,7 +577,7 @@ class Serve(ServeCase):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        # By its name where that is known, which takes a file that not every machine has.
+        # "localhost", if it can be resolved: not every machine has an /etc/hosts.
         try:
             socket.getaddrinfo("localhost", port)
             words, host = [], "localhost"

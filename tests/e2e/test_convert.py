@@ -338,7 +338,7 @@ class Alone(Case):
         run("qemu-img", "check", "-q", "there", cwd=self.dir)
 
     def test_nobody_reads_its_output(self):
-        """as with "| head": what it was writing to isn't left there"""
+        """SIGPIPE, as with "| head": the temporary file is removed, and an old target is unchanged"""
         self.source()
         for old in (False, True):
             if old:

@@ -265,7 +265,7 @@ class Commanded(Folder):
             self.refused_command(client, "another file is served than the one of that name", "block-export-del",
                                  id="disk.qcow2", mode=mode)
         server.disconnect()
-        time.sleep(0.5)  # linger
+        time.sleep(0.5)  # longer than linger=
         self.assertEqual(server.connect("disk.qcow2").pread(1, 0), b"2")
         server.stop()
         self.assertEqual(content(self.path_of, "qcow2")[:1], b"\x01")
@@ -346,7 +346,7 @@ class Life(Folder):
         """E-03"""
         path = self.image("disk.qed", "qed")
         server = self.serve_folder("linger=0.2")
-        self.refused(server, "none")  # it has started altogether
+        self.refused(server, "none")  # an answer shows that the server has started completely
         before = open_files(server)
         self.assertTrue(is_free(path, "qed"))
         for round_ in range(3):
@@ -553,7 +553,7 @@ class Crowd(Folder):
         n, rng = self.IMAGES, random.Random(SEED)
         self.make_crowd(n)
         server = self.serve_folder("linger=0", nbdkit=["-t", "1"])
-        self.refused(server, "none")  # it has started altogether
+        self.refused(server, "none")  # an answer shows that the server has started completely
         files, closed = open_files(server), resident(server)
         handles = [self.connect(server, f"{number}.qcow2") for number in range(n)]
         opened = resident(server)

@@ -85,7 +85,7 @@ class HiddenText(Case):
                 self.serve(image).stop()
 
     def test_control_characters_are_not_printed(self):
-        """A name can't forge lines of a log or speak to a terminal."""
+        """A name can't add lines to a log or send control sequences to a terminal."""
         image = create(self.path("disk"), "qcow2", SIZE)
         run("qemu-img", "rebase", "-u", "-F", "raw", "-b", "/no\nwhere\x1b[31m", image)
         message = self.refused(image, words=["/no\\?where\\?"])
@@ -168,7 +168,7 @@ class DescribedNames(Case):
                                       "read-only": True, "file.locking": "auto", "node-name": "x"})):
                 for top in ("qcow2", "qed"):
                     if top == "qed" and fmt == "raw":
-                        continue  # QED says by a flag that it is raw
+                        continue  # QED records raw by a flag
                     with self.subTest(fmt=fmt, name=name, top=top):
                         image = self.overlay(name, top, fmt)
                         self.serves(image)

@@ -198,7 +198,7 @@ class Images(RbdCase):
         handle.pwrite(b"1" * MIB, MIB, nbd.CMD_FLAG_FUA)
         self.ceph.run("rbd", "snap", "create", "--no-progress", "rbd/disk@s")
         handle.pwrite(b"2" * MIB, MIB, nbd.CMD_FLAG_FUA)
-        old = self.serve("rbd:rbd/disk@s", "format=raw")  # while the image is written
+        old = self.serve("rbd:rbd/disk@s", "format=raw")  # served while the image is being written
         view = old.connect()
         self.assertTrue(view.is_read_only())
         self.assertEqual(view.pread(MIB, MIB), b"1" * MIB)
@@ -256,7 +256,7 @@ class Images(RbdCase):
         self.assertFalse(os.path.exists(self.path("new")))
         run("qemu-img", "rebase", "-u", "-b", f"rbd:rbd/base:conf={self.ceph.conf}", "-F", "qcow2", overlay)
         self.refused(overlay, words=["an image may not choose how Ceph is asked"])
-        server = self.serve(overlay, f"backing=rbd:rbd/base:conf={self.ceph.conf}")  # but a user may
+        server = self.serve(overlay, f"backing=rbd:rbd/base:conf={self.ceph.conf}")  # but a user may choose it
         self.assertEqual(server.connect().pread(2 * MIB, 3 * MIB), payload)
         server.stop()
 
@@ -378,7 +378,7 @@ class Jobs(RbdCase):
         self.begin(image)
         writers = Writers(self.server, content, self.id())
         self.client.cmd("drive-mirror", job_id="job", device="drive0", target="rbd:rbd/copy", format="raw", sync="full",
-                        copy_mode="write-blocking")  # it ends, however slow the cluster is
+                        copy_mode="write-blocking")  # so that the job ends even if the cluster is slow
         writers.some(50)
         self.pivot()
         writers.some(100)
@@ -798,7 +798,7 @@ class Keys(RbdCase):
         self.assertNotIn(self.ceph.key("one"), run(QIMG, "info", "--object", secret, "--image-opts", flat).stdout)
 
     def test_in_a_node(self):
-        """blockdev-add"""
+        """as a node added by blockdev-add"""
         self.ceph.create("copy", SIZE, pool="vms")
         image = create(self.path("disk.qcow2"), "qcow2", SIZE)
         fill(image, "qcow2", [(0, b"node" * MIB)])

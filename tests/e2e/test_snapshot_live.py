@@ -150,7 +150,7 @@ class Often(Live):
                 resident, size = self.some(server, 20)
                 resident_now, size_now = self.some(server, 80)
                 self.assertLessEqual(size_now, size + 4 * (2 * MIB if "2M" in options else 64 * KIB))
-                if not SANITIZER_ENV:  # which keep what was freed
+                if not SANITIZER_ENV:  # sanitizers keep freed memory
                     self.assertLess(resident_now, resident + 4 * MIB)
                 server.stop()
                 check(self.image, "qcow2")
