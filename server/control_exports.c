@@ -56,7 +56,7 @@ static int open_added(void *opaque, struct block_context *block, struct node **o
         return err;
     err = write_through(*out, diag);
     if (err)
-        (void)!node_close(*out);
+        (void)!node_close(TAKE(out));
     return err;
 }
 

@@ -103,6 +103,10 @@ static void listen_again(struct handover *h)
 {
     for (unsigned i = 0; i < h->n; i++) {
         int err = replace(h->nbdkits[i], h->idle, h->listening[i]);
+        /* An opening hangs.  Without its sockets the server would be lost, and nbdkit keeps these
+         * descriptors until it ends. */
+        if (err == -EBUSY)
+            err = descriptor_replace_kept(h->nbdkits[i], h->idle, h->listening[i]);
         if (err && err != -ESTALE)
             log_error("a socket can't be listened on any more: %s", strerror(-err));
         close(h->listening[i]);

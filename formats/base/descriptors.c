@@ -30,13 +30,18 @@ static bool is_same(int fd, int other)
            a.st_ino == b.st_ino;
 }
 
-/* With the lock held exclusively.  No thread opens anything between the check and dup3, so `fd`
+/* With the lock held exclusively no thread opens anything between the check and dup3, so `fd`
  * still refers to the same file, or is closed. */
 static int replace(int fd, int was, int with)
 {
     if (!is_same(fd, was))
         return -ESTALE;
     return dup3(with, fd, O_CLOEXEC) < 0 ? -errno : 0;
+}
+
+int descriptor_replace_kept(int fd, int was, int with)
+{
+    return replace(fd, was, with);
 }
 
 int descriptor_replace(int fd, int was, int with)

@@ -31,4 +31,8 @@ static inline void descriptors_guard_leave(const int *unused)
  * closed; -EBUSY: another thread is opening something, so try again; or -errno. */
 int descriptor_replace(int fd, int was, int with) MUST_USE;
 
+/* The same for a descriptor that its owner keeps open until the process ends: doesn't exclude
+ * openings, of which one may hang for ever.  Returns 0, -ESTALE or -errno. */
+int descriptor_replace_kept(int fd, int was, int with) MUST_USE;
+
 #endif

@@ -76,6 +76,10 @@ static int ask_size(struct rbd_storage *rbd, uint64_t deadline)
                     " bytes",
                     rbd->st.name, before, bytes);
     atomic_store(&rbd->size, bytes);
+    /* A write that began meanwhile took the old size for known: it has to find out that it may have
+     * been cut. */
+    if (bytes < before)
+        atomic_fetch_add(&rbd->link->doubts, 1);
     return 0;
 }
 

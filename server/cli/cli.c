@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Option parsing, messages and exit codes for all commands. */
+#include <assert.h>
 #include <errno.h>
 #include <getopt.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/checked.h"
@@ -15,7 +18,7 @@
 #include "cli.h"
 #include "object.h"
 
-/* Enough for every command's table, asserted by its use below. */
+/* Enough for every command's table. */
 #define MAX_OPTIONS 40
 
 /* For usage lines: their length, the separator of alternatives, and the indentation of
@@ -146,14 +149,14 @@ struct getopt_tables {
 
 static void make_tables(const struct cli_command *cmd, struct getopt_tables *t)
 {
-    size_t letter = 0, name = 0, count = 0;
+    size_t letter = 0, name = 0;
 
     /* With a leading colon getopt_long tells a missing argument from an unknown option. */
     t->letters[letter++] = ':';
     t->letters[letter++] = 'h';
     t->names[name++] = (struct option){"help", no_argument, NULL, 'h'};
-    for (const struct cli_option *o = cmd->options; o->value && count < MAX_OPTIONS;
-         o++, count++) {
+    for (const struct cli_option *o = cmd->options; o->value; o++) {
+        assert(o - cmd->options < MAX_OPTIONS);
         if (o->value < CLI_LONG_ONLY) {
             t->letters[letter++] = (char)o->value;
             if (o->argument)
@@ -289,10 +292,19 @@ const char *cli_local_name(const char *filename)
     return strncmp(filename, "file:", 5) == 0 ? filename + 5 : filename;
 }
 
+static bool is_closed_pipe(int fd)
+{
+    struct pollfd output = {.fd = fd, .events = POLLOUT};
+
+    return poll(&output, 1, 0) == 1 && output.revents & (POLLERR | POLLHUP);
+}
+
 int cli_finish(int code, int unwritten)
 {
     errno = 0;
     if (fflush(stdout) == 0 && !ferror(stdout))
+        return code;
+    if (is_closed_pipe(STDOUT_FILENO)) /* its reader has seen enough */
         return code;
     cli_error("cannot write to standard output: %s", strerror(errno ? errno : EIO));
     return unwritten;

@@ -198,6 +198,8 @@ static int take_operands(struct convert_args *args, int argc, char **argv)
     args->sources = argv;
     args->n_sources = (size_t)argc - 1;
     args->target = argv[argc - 1];
+    if (args->backing_file && args->n_sources > 1)
+        return cli_error(CONVERT_ONE_SOURCE);
     return CLI_GO_ON;
 }
 

@@ -19,10 +19,16 @@
 /* Bytes of a bitmap's directory entry without its name. */
 #define DIRECTORY_ENTRY 24
 
+/* qemu-img has convert's names of these options, too. */
+enum { OPT_SOURCE_FORMAT = CLI_OWN_OPTIONS, OPT_SOURCE_IMAGE_OPTS, OPT_OPTIONS };
+
 static const struct cli_option options[] = {
     CLI_IMAGE_OPTIONS,
+    {OPT_SOURCE_FORMAT, "source-format", "FMT", "the same as --format"},
+    {OPT_SOURCE_IMAGE_OPTS, "source-image-opts", NULL, "the same as --image-opts"},
     {'O', "target-format", "FMT", "the format that is measured (default raw)"},
     {'o', "target-format-options", "OPTIONS", "options of the new image, as for create"},
+    {OPT_OPTIONS, "options", "OPTIONS", "the same as --target-format-options"},
     {'s', "size", "SIZE", "measure an empty image of that size"},
     {'l', "snapshot", "SNAPSHOT", "measure an internal snapshot: its id or name"},
     {0},
@@ -181,7 +187,12 @@ static int take_option(void *opaque, int option)
     case 'O':
         args->format = optarg;
         break;
+    case OPT_SOURCE_FORMAT:
+        return cli_take_image_option(&args->image, 'f');
+    case OPT_SOURCE_IMAGE_OPTS:
+        return cli_take_image_option(&args->image, CLI_IMAGE_OPTS);
     case 'o':
+    case OPT_OPTIONS:
         return options_add(&args->list, optarg);
     case 's':
         args->size_text = optarg;

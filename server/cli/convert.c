@@ -94,8 +94,7 @@ static int check_backing(const struct convert_args *args)
         return cli_error("%s: Backing file not supported for file format '%s'",
                          args->target, args->driver->name);
     if (args->n_sources > 1)
-        return cli_error("Having a backing file for the target makes no sense when "
-                         "concatenating multiple input images");
+        return cli_error(CONVERT_ONE_SOURCE);
     if (!format)
         return cli_error("Use of backing file requires explicit backing format");
     if (!driver_find_recorded(format))

@@ -8,6 +8,11 @@
 
 #define CONVERT_MAX_SPARSE (16u << 20)
 
+/* With one backing file the target can't be thin over several sources. */
+#define CONVERT_ONE_SOURCE                                      \
+    "Having a backing file for the target makes no sense when " \
+    "concatenating multiple input images"
+
 struct convert_args {
     struct cli_image source; /* how all sources are opened */
     char **sources;

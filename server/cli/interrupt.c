@@ -20,9 +20,11 @@ static const struct {
     {SIGPIPE, 0},
 };
 
+/* The command dies of the first one. */
 static void note_signal(int number)
 {
-    interrupt_came = number;
+    if (!interrupt_came)
+        interrupt_came = number;
 }
 
 /* A signal that the parent process made us ignore stays ignored. */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The program `qimg`: finds the command and runs it. */
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -16,15 +17,19 @@
 #define GROUP_MAX 8
 static const struct command_group {
     const char *title;
+    bool offline;                                  /* qemu-img has these commands */
     const struct cli_command *commands[GROUP_MAX]; /* the unused rest is NULL */
 } groups[] = {
     {"Images",
+     true,
      {&create_command, &info_command, &check_command, &map_command, &measure_command}},
     {"Changing",
+     true,
      {&resize_command, &commit_command, &rebase_command, &amend_command, &snapshot_command,
       &bitmap_command}},
-    {"Copying", {&convert_command, &compare_command, &dd_command, &bench_command}},
+    {"Copying", true, {&convert_command, &compare_command, &dd_command, &bench_command}},
     {"Live",
+     false,
      {&serve_command, &job_command, &backup_command, &restore_command, &stats_command,
       &metrics_command, &version_command}},
 };
@@ -99,9 +104,20 @@ static const struct cli_command *find_command(const char *word)
     return NULL;
 }
 
+/* Like qemu-img, offline commands finish their work when nobody reads their output any more, as in
+ * `qimg convert -p ... | head -1`. */
+static void ignore_closed_pipes(const struct cli_command *command)
+{
+    for (size_t g = 0; g < ARRAY_LEN(groups); g++)
+        for (size_t i = 0; i < GROUP_MAX; i++)
+            if (groups[g].offline && groups[g].commands[i] == command)
+                (void)signal(SIGPIPE, SIG_IGN);
+}
+
 static int run_command(const struct cli_command *command, int argc, char **argv)
 {
     cli_set_command(command->name);
+    ignore_closed_pipes(command);
     int code = command->run(command, argc, argv);
     return cli_finish(code, MAX(command->unwritten, CLI_FAILED));
 }

@@ -147,7 +147,8 @@ static int drop_references(struct alloc *a, uint64_t first, uint64_t n, uint64_t
 {
     struct lock *meta = mcache_meta(a->node->mc);
 
-    int err = refcount_lock_page_for_store(&a->refs, first);
+    /* Only to read: on a full filesystem the page may get its blocks only after the punch. */
+    int err = refcount_lock_page(&a->refs, first);
     if (err)
         return err;
     bool last = refcount_get(&a->refs, first) == 1;
