@@ -39,7 +39,7 @@ ROWS = {
                  "--format=qcow2 --target-format=qcow2 --target-format-options=compat=0.10 --snapshot=s a.qcow2", "", "qemu-img snapshot -c s a.qcow2"),
                 ("-O qcow2 --size 1G", "-O qcow2 -s 1G", ""), ("--size 1G", "--size 1G", ""),
                 ("-f raw -O qcow2 -o cluster_size=64k a.raw",
-                 "--source-format raw --target-format qcow2 --options cluster_size=64k a.raw")],
+                 "--source-format raw --target-format qcow2 --options cluster_size=64k a.raw", "")],
     "rebase": [("-q -p -f qcow2 -t none -T none -b b.raw -F raw over.qcow2",
                 "--quiet --progress --format=qcow2 --cache=none --backing-cache=none --backing=b.raw --backing-format=raw over.qcow2", "over.qcow2:qcow2"),
                ("-u -b b.raw -F raw over.qcow2", "--backing-unsafe -b b.raw -B raw over.qcow2", "over.qcow2:qcow2"),
