@@ -36,10 +36,12 @@ class Image:
     compress: bool = False  # what is written is compressed
 
     def settle(self):
-        """Before a measurement: writes back all dirty pages, and reads the content into the page cache, or drops it."""
+        """Before a measurement: writes back all dirty pages, and reads the content into the page cache, or drops it.
+        Dirty pages of other images, which the server before this one may have left, would be written back during
+        the measurement, and count towards the kernel's limit of dirty pages."""
+        os.sync()
         for path in self.files:
             with open(path, "rb", buffering=0) as file:
-                os.fsync(file.fileno())
                 if self.direct:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                 else:
