@@ -72,10 +72,17 @@ static void answer(unsigned n, ssize_t result)
     fake_answer_one(fake_submitted[n], result);
 }
 
+/* A request that doesn't come at all fails the test. */
+#define COMES_MS 30000u
+
 static void await_submitted(unsigned n)
 {
-    while (atomic_load(&n_submitted) < n)
+    uint64_t end = clock_ms() + COMES_MS;
+
+    while (atomic_load(&n_submitted) < n) {
+        cr_assert_lt(clock_ms(), end, "request %u was not submitted", n);
         clock_nap_ns(1000000);
+    }
 }
 
 static int fake_create(void *opaque, rbd_callback_t callback, rbd_completion_t *out)

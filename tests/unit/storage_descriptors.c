@@ -112,6 +112,19 @@ Test(storage_descriptors, who_opens_is_not_waited_for, .init = make, .fini = for
     cr_expect_eq(descriptor_replace(owners, t.ends[0], t.ends[1]), 0);
 }
 
+Test(storage_descriptors, one_that_its_owner_keeps_is_replaced_beside_openings,
+     .init = make, .fini = forget)
+{
+    CLEANUP_CLOSE int owners = dup(t.ends[0]);
+    CLEANUP_CLOSE int other = open(t.path, O_RDONLY | O_CLOEXEC);
+    DESCRIPTORS_GUARD();
+
+    cr_expect_eq(descriptor_replace_kept(owners, t.ends[0], t.ends[1]), 0);
+    cr_expect(is_same(owners, t.ends[1]));
+    cr_expect_eq(descriptor_replace_kept(other, t.ends[0], t.ends[1]), -ESTALE);
+    cr_expect_eq(lseek(other, 0, SEEK_END), 4);
+}
+
 Test(storage_descriptors, a_file_that_is_opened_meanwhile, .init = make, .fini = forget)
 {
     char bytes[4] = "";

@@ -204,6 +204,42 @@ Test(rbd_call, a_write_that_may_have_been_cut_is_no_success)
     range_lock_destroy(&w.rbd.growth);
 }
 
+static void *learn_main(void *opaque)
+{
+    struct writer *w = opaque;
+
+    cr_expect_eq(rbd_learn_size(&w->rbd), 0);
+    return NULL;
+}
+
+/* While another thread asks for the size after a shrink, the old size still counts as known.  A write
+ * that begins in this time must find out that it may have been cut. */
+Test(rbd_call, a_write_beside_who_learns_of_a_smaller_size)
+{
+    struct writer w = {.rbd = {.link = conn, .facts.timeout_ms = LONG, .size = 100}};
+    pthread_t learner;
+
+    range_lock_init(&w.rbd.growth, RANK_LEAF);
+    atomic_store(&real_size, 50);
+    rbd_doubt_size(conn);
+    unsigned asked = atomic_load(&n_asked);
+    atomic_store(&hold_size, true);
+    cr_assert_eq(pthread_create(&learner, NULL, learn_main, &w), 0);
+    while (atomic_load(&n_asked) == asked)
+        clock_nap_ns(1000000);
+    cr_assert_eq(pthread_create(&w.thread, NULL, write_main, &w), 0);
+    await_submitted(1);
+    atomic_store(&hold_size, false);
+    pthread_join(learner, NULL);
+    answer(0, 0);
+    await_submitted(2);
+    cr_expect_eq(atomic_load(&real_size), 100);
+    answer(1, 0);
+    pthread_join(w.thread, NULL);
+    cr_expect_eq(w.err, 0, "%d", w.err);
+    range_lock_destroy(&w.rbd.growth);
+}
+
 /* However often the size is asked for, only a few threads wait for the cluster. */
 Test(rbd_call, a_cluster_that_does_not_answer_costs_few_threads)
 {
