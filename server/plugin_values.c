@@ -22,6 +22,12 @@ int value_refuse(const char *key, const char *value, const char *allowed)
     return -1;
 }
 
+static int out_of_memory(const char *key)
+{
+    nbdkit_error("%s: out of memory", key);
+    return -1;
+}
+
 int value_set_text(char **out, const char *key, const char *value)
 {
     if (*out) {
@@ -29,11 +35,7 @@ int value_set_text(char **out, const char *key, const char *value)
         return -1;
     }
     *out = strdup(value);
-    if (!*out) {
-        nbdkit_error("%s: out of memory", key);
-        return -1;
-    }
-    return 0;
+    return *out ? 0 : out_of_memory(key);
 }
 
 int value_set_path(char **out, const char *key, const char *value)
@@ -60,11 +62,7 @@ static int set_rbd(char **out, const char *key, const char *value)
         return -1;
     }
     CLEANUP_FREE char *text = rbd_name_print(&name);
-    if (!text) {
-        nbdkit_error("%s: out of memory", key);
-        return -1;
-    }
-    return value_set_text(out, key, text);
+    return text ? value_set_text(out, key, text) : out_of_memory(key);
 }
 
 int value_set_image(char **out, const char *key, const char *value)
@@ -83,11 +81,7 @@ int value_set_uri(char **out, const char *key, const char *value)
         return -1;
     }
     CLEANUP_FREE char *text = nbd_uri_print(&uri);
-    if (!text) {
-        nbdkit_error("%s: out of memory", key);
-        return -1;
-    }
-    return value_set_text(out, key, text);
+    return text ? value_set_text(out, key, text) : out_of_memory(key);
 }
 
 int value_set_key_path(char **out, const char *key, const char *value, bool folder)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Signals that end a command.  After the first one the command stops its work, says what
  * became of its target, and then dies of the signal.  A second one kills it at once.
- * SIGPIPE, which tells that nobody reads the output, is such a signal, too, and may come again.
+ * SIGPIPE, which says that nobody reads the output, is such a signal, too, and may come again;
+ * offline commands ignore it (main.c), and finish their work.
  * Layer: server. */
 #ifndef CLI_INTERRUPT_H
 #define CLI_INTERRUPT_H

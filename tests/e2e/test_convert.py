@@ -358,7 +358,7 @@ class Alone(Case):
     def test_several_sources_over_one_backing_file(self):
         """Of all but the first the target would show its backing file's data."""
         self.source()
-        run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "a.raw", "-F", "raw", "there", cwd=self.dir)
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "a.raw", "-F", "raw", "there", "128M", cwd=self.dir)
         for words in (["-n"], []):
             failed = subprocess.run([QIMG, "convert", *words, "-B", "a.raw", "-F", "raw", "-O", "qcow2", "a.raw", "a.raw",
                                      "there" if words else "new"], cwd=self.dir, capture_output=True, text=True, check=False)
