@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Nodes of protocols: what leads to a file, an NBD export or an RBD image becomes the name of it. */
+/* Nodes of protocols: what leads to a file, an NBD export or an RBD image becomes the name of
+ * it. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>

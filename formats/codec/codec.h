@@ -35,10 +35,10 @@ const char *codec_name(const struct codec *codec);
 int codec_decompress(const struct codec *codec, void *dst, size_t dst_len, const void *src,
                      size_t src_len) MUST_USE;
 
-/* Compresses `len` bytes, with QEMU's level (6 for deflate, 3 for zstd).  Returns the length of what was written to `dst`, at most dst_cap and
- * less than len.  Returns 0 if it doesn't fit (or only barely: the library may give up then),
- * or when memory is short: then the content of `dst` is undefined, and the data is to be stored
- * uncompressed.  `dst` and `src` must not overlap. */
+/* Compresses `len` bytes, with QEMU's level (6 for deflate, 3 for zstd).  Returns the length of
+ * what was written to `dst`, at most dst_cap and less than len.  Returns 0 if it doesn't fit (or
+ * only barely: the library may give up then), or when memory is short: then the content of `dst`
+ * is undefined, and the data is to be stored uncompressed.  `dst` and `src` must not overlap. */
 size_t codec_compress(const struct codec *codec, void *dst, size_t dst_cap, const void *src,
                       size_t len) MUST_USE;
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What `amend` changes: version, features, the width of counts, key slots, the size.
+/* Changing the options of an existing image: version, features, refcount width, key slots, size.
  *
- * All is judged before anything is touched.  The steps that change more than one sector are
- * durable before the header's first sector leads to what they wrote. */
+ * All options are checked before anything is changed.  A step that writes more than one sector
+ * makes the others durable before the header's first sector refers to them. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -37,14 +37,14 @@ const struct create_option_info qcow2_amend_options[] = {
     {0},
 };
 
-/* What the image is to be like. */
+/* The options that the image will have. */
 struct amendment {
     uint32_t version, refcount_order;
     bool lazy, data_raw, keys;
-    const char *data_file; /* NULL: as it is */
+    const char *data_file; /* NULL: the name doesn't change */
 };
 
-/* ---- judging ---- */
+/* ---- checking ---- */
 
 static int refuse(const char *name, struct diag *diag, const char *why)
 {
@@ -113,7 +113,7 @@ static int take_features(const char *name, const struct qcow2_header *h,
     return 0;
 }
 
-/* Features that version 2 can't say. */
+/* Refuses features that version 2 can't express. */
 static int judge_downgrade(const char *name, const struct qcow2_header *h,
                            const struct amendment *a, struct diag *diag)
 {
@@ -182,7 +182,8 @@ static int write_zeroes(struct node *node, uint64_t off, uint64_t len)
     return err;
 }
 
-/* Version 2 has no zero clusters: holes are zeroes where nothing lies below, else data is. */
+/* Version 2 has no zero clusters.  They become holes or, if a backing file would show through,
+ * data. */
 static int expand_zeroes(struct node *node)
 {
     struct block_status st;
@@ -200,8 +201,8 @@ static int expand_zeroes(struct node *node)
     return err ? err : block_flush(node);
 }
 
-/* So that version 3 finds the table it wants: with the disk's size of each snapshot.  Version 2
- * may have that, too, and comes first. */
+/* Adds the fields to the snapshot table that version 3 requires (the disk size of each snapshot).
+ * They are allowed in version 2, so this comes before the version changes. */
 static int complete_snapshots(struct node *node, struct diag *diag)
 {
     const struct snapshot_request request = {.kind = SNAPSHOT_COMPLETE};
@@ -237,7 +238,7 @@ static int refuse_zeroes_of(struct node *node, const char *name, struct diag *di
     return err;
 }
 
-/* Other programs take the size of version 2's snapshots to be the disk's. */
+/* In version 2 other programs take a snapshot's disk size to be that of the disk. */
 static int refuse_size_of(const struct node *node, const struct snapshot_info *s,
                           uint64_t disk_size, struct diag *diag)
 {
@@ -256,7 +257,7 @@ static int refuse_size_of(const struct node *node, const struct snapshot_info *s
     return 0;
 }
 
-/* disk_size: which it will have. */
+/* disk_size: the size that the disk will have. */
 static int check_snapshots(struct node *node, uint64_t disk_size, struct diag *diag)
 {
     CLEANUP_SNAPSHOT_LIST struct snapshot_list list = {0};
@@ -296,7 +297,7 @@ int qcow2_amend_disk(struct node *node, const struct amend_request *req, struct 
     int err = judge(node->filename, h, req, &a, diag);
     bool downgrade = !err && h->version >= 3 && a.version < 3;
     if (!err && size && qcow2_of(node)->n_snapshots > 0 && h->version < 3 && a.version >= 3)
-        return 1; /* under snapshots only a disk of version 3 changes its size */
+        return 1; /* a disk with snapshots can change its size only in version 3 */
     if (downgrade)
         err = check_snapshots(node, size ? strtoull(size, NULL, 10) : node->size, diag);
     if (!err && a.version >= 3)
@@ -345,13 +346,13 @@ static void put_fields(const struct qcow2_header *h, const struct amendment *a,
     store_be32(raw + FIELD(refcount_order), h->refcount_order);
 }
 
-/* Of its fixed part. */
+/* The length of the header's fixed part. */
 static size_t header_bytes(const struct qcow2_header *h)
 {
     return h->version < 3 ? QCOW2_V2_HEADER_BYTES : h->header_length;
 }
 
-/* The fixed part and the extensions; *used: their end.  brief: without names of features. */
+/* Builds the fixed part and the extensions; *used: their end.  brief: without the feature names. */
 static int build_header(const struct qcow2_header *h, const struct amendment *a,
                         const uint8_t *old, size_t old_end, bool brief, uint8_t *raw,
                         size_t cluster, size_t *used)
@@ -386,12 +387,12 @@ static int build_header(const struct qcow2_header *h, const struct amendment *a,
 
 #define SECTOR 512u
 
-/* The header's cluster as it is, and as it is to be. */
+/* The old and the new content of the header's cluster. */
 struct rewrite {
     struct storage *st;
-    size_t cluster, old_end; /* of the old extensions' room */
+    size_t cluster, old_end; /* old_end: where the old extensions end at the latest */
     uint8_t *old, *raw, *brief;
-    size_t used, brief_used; /* bytes that mean something */
+    size_t used, brief_used; /* lengths of the content of `raw` and `brief` */
 };
 
 static int write_durably(struct storage *st, const uint8_t *raw, size_t from, size_t to)
@@ -401,8 +402,8 @@ static int write_durably(struct storage *st, const uint8_t *raw, size_t from, si
     return err ? err : storage_flush(st);
 }
 
-/* The backing name goes to where nobody looks yet, if its place is needed; where there is only
- * one sector, it is written with the rest. */
+/* If the new extensions need the place of the backing file's name, copies the name to an unused
+ * place, durably.  If the whole header is one sector the name is written with the rest. */
 static int move_name(struct rewrite *w)
 {
     uint64_t at = load_be64(w->old + FIELD(backing_file_offset));
@@ -424,21 +425,21 @@ static int move_name(struct rewrite *w)
     return err ? err : storage_flush(w->st);
 }
 
-/* Does anything differ behind the first sector, of what means something? */
+/* Is the content behind the first sector unchanged? */
 static bool is_in_first_sector(const struct rewrite *w)
 {
     return w->used <= SECTOR ||
            memcmp(w->old + SECTOR, w->raw + SECTOR, w->used - SECTOR) == 0;
 }
 
-/* A disk writes a sector or not.  So where more than the first one changes, that one gets a
- * header first which ends in it, for want of names of features; then what comes behind it is
- * nobody's, and is written before the first sector leads there again. */
+/* Only the write of a single sector is atomic.  So if more than the first sector changes, a brief
+ * header is written first, which fits into it because it lacks the feature names.  Then nothing
+ * refers to the sectors behind, which are written next, and the first sector last. */
 static int write_in_order(struct rewrite *w)
 {
     if (is_in_first_sector(w))
         return write_durably(w->st, w->raw, 0, MIN(w->used, SECTOR));
-    if (w->brief_used > SECTOR) /* its names are too long for that */
+    if (w->brief_used > SECTOR) /* other extensions are too long for that */
         return write_durably(w->st, w->raw, 0, w->used);
     int err = write_durably(w->st, w->brief, 0, w->brief_used);
     if (!err)
@@ -475,7 +476,7 @@ static int write_header(struct storage *st, const struct qcow2_header *h,
     if (err)
         return diag_errno(diag, -err, "%s: reading its header", st->name);
     uint64_t name = load_be64(old + FIELD(backing_file_offset));
-    /* A name of no bytes lies nowhere. */
+    /* The place of an empty name has no meaning. */
     if (load_be32(old + FIELD(backing_file_size)) && name >= header_bytes(h) &&
         name < w.old_end)
         w.old_end = name;
@@ -487,7 +488,7 @@ static int write_header(struct storage *st, const struct qcow2_header *h,
     return err ? diag_errno(diag, -err, "%s: writing its header", st->name) : 0;
 }
 
-/* Of version 2 the width can be another when the header has the field for it: version first. */
+/* Version 2 has no field for the refcount width, so the version is changed first. */
 static int amend_store(struct storage *st, struct qcow2_header *h,
                        const struct amendment *a, struct diag *diag)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Key slots of a LUKS header: another passphrase is let in, or one is shut out.  A slot that is
- * in use isn't overwritten, and the last one isn't erased, unless that is forced: without
- * any nobody reads the data again. */
+/* Adding and erasing passphrases in the key slots of a LUKS header.  Unless that is forced, a
+ * slot in use isn't overwritten, and the last one isn't erased: without any slot the data is
+ * lost. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

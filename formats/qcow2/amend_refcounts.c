@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Reference counts of another width.
+/* Changing the refcount width.
  *
- * All counts are written anew, behind what the file has: blocks, then their table, in which
- * the old ones don't count any more.  One sector of the header leads to them, and is written
- * when they are durable. */
+ * New refcount blocks and a new refcount table are written at the end of the file; they count the old
+ * ones as free.  When they are durable, one sector of the header is written, which points to
+ * them. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -17,22 +17,23 @@
 
 #define FIELD(name) offsetof(struct qcow2_disk_header, name)
 
-/* The old counts, a block at a time. */
+/* The old refcounts, read one block at a time. */
 struct old_counts {
     struct storage *st;
     const struct qcow2_header *h;
     uint64_t cluster, per_block;
     uint8_t *table, *block;
-    uint64_t n_blocks; /* that the table has room for */
-    uint64_t loaded;   /* UINT64_MAX: none */
-    uint8_t *is_own;   /* bit of a cluster: it holds counts, or their table */
+    uint64_t n_blocks; /* entries of the table */
+    uint64_t loaded;   /* the index of the block in `block`; UINT64_MAX: none */
+    uint8_t *is_own;   /* bitmap: clusters with the old refcount table and blocks */
 };
 
-/* What takes their place. */
+/* The new refcount structures. */
 struct new_counts {
     uint32_t order;
     uint64_t per_block;
-    uint64_t start, blocks, table, end; /* clusters: where they begin, how many, the end */
+    /* In clusters: where they begin, how many the blocks and the table take, where they end. */
+    uint64_t start, blocks, table, end;
 };
 
 static uint64_t old_block_offset(const struct old_counts *o, uint64_t block)
@@ -65,8 +66,8 @@ static int refuse_entry(const struct old_counts *o, uint64_t index, struct diag 
                     o->st->name, index, load_be64(o->table + index * 8));
 }
 
-/* Notes which of the file's n clusters hold counts.  A table that leads elsewhere, or twice to
- * one, is refused: what is taken for counts there wouldn't be. */
+/* Notes which of the file's n clusters hold the old table and blocks.  A table that points outside
+ * the file, or twice at the same cluster, is refused, because its refcounts can't be trusted. */
 static int note_own(struct old_counts *o, uint64_t n, struct diag *diag)
 {
     uint64_t table = o->h->refcount_table_offset / o->cluster;
@@ -109,7 +110,7 @@ static int new_count(struct old_counts *o, const struct new_counts *n, uint64_t 
     return *count > max ? refuse_count(o, n, cluster, *count, diag) : 0;
 }
 
-/* Writes the index-th block; `raw` is a cluster.  NULL: only looks whether it can be. */
+/* Fills in new block number `index`; `raw` is a cluster.  NULL: only checks that all values fit. */
 static int fill_block(struct old_counts *o, const struct new_counts *n, uint64_t index,
                       uint8_t *raw, struct diag *diag)
 {
@@ -175,7 +176,7 @@ static int switch_counts(struct old_counts *o, const struct new_counts *n,
     return err ? diag_errno(diag, -err, "%s: writing the header", o->st->name) : 0;
 }
 
-/* A gift to the filesystem. */
+/* Gives the space of the old structures back to the filesystem. */
 static void punch_old(struct old_counts *o, uint64_t table, uint64_t clusters)
 {
     for (uint64_t i = 0; i < o->n_blocks; i++)

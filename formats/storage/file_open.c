@@ -78,8 +78,8 @@ static int refuse_to_open(const struct place *place, int err, const char *how,
     return diag_errno(diag, -err, "%s: cannot be opened%s", place->path, how);
 }
 
-/* Is it a block device that was set read-only (blockdev --setro)?  Opening one for writing succeeds,
- * and only the writes fail. */
+/* Is it a block device that was set read-only (blockdev --setro)?  Opening one for writing
+ * succeeds, and only the writes fail. */
 static bool takes_no_writes(int fd, int flags, mode_t mode)
 {
     int read_only = 0;

@@ -76,8 +76,8 @@ static int mark_folding(const struct backup_folder *folder, const char *marker)
     return backup_folder_sync(folder);
 }
 
-/* The marker comes when nobody else has the oldest point's file: one that is being restored stays
- * what it is. */
+/* Called while nobody else has the oldest point's file open, so that a point which is being
+ * restored isn't changed.  Creates the marker before the first byte is copied. */
 static int mark_and_copy(const struct backup_folder *folder, const char *marker,
                          struct node *upper, struct node *lower)
 {

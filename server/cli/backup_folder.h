@@ -50,8 +50,9 @@ void backup_folder_next(const struct backup_folder *folder, char name[POINT_NAME
 const struct backup_point *backup_folder_find(const struct backup_folder *folder,
                                               const char *word);
 
-/* For who has the point's file open, and by that keeps it from being folded from here on: is it still
- * what it was when it was found?  Complains and returns an exit code. */
+/* To be called with the point's file open, which keeps it from being folded from now on: checks
+ * that it wasn't folded between being found and being opened.  Complains and returns an exit
+ * code. */
 int backup_folder_confirm(const struct backup_folder *folder,
                           const struct backup_point *point);
 

@@ -212,8 +212,8 @@ static void *learn_main(void *opaque)
     return NULL;
 }
 
-/* While another thread asks for the size after a shrink, the old size still counts as known.  A write
- * that begins in this time must find out that it may have been cut. */
+/* While another thread asks for the size after a shrink, the old size still counts as known.  A
+ * write that begins in this time must find out that it may have been cut. */
 Test(rbd_call, a_write_beside_who_learns_of_a_smaller_size)
 {
     struct writer w = {.rbd = {.link = conn, .facts.timeout_ms = LONG, .size = 100}};

@@ -96,8 +96,9 @@ void refcount_table_store(struct refcounts *refs, uint64_t block, uint64_t offse
 /* Growth lock: `table` replaces the present refcount table.  It is durable at table->offset.  0 or
  * -ENOMEM. */
 int refcounts_replace_table(struct refcounts *refs, struct refcount_table *table) MUST_USE;
-/* The same; if `table` has the length of the present one, its words and place are copied to that, so
- * that repeated changes take no more memory.  On success `table` is freed or owned by `refs`. */
+/* The same; if `table` has the length of the present one, its words and place are copied to
+ * that, so that repeated changes take no more memory.  On success `table` is freed or owned by
+ * `refs`. */
 int refcounts_change_table(struct refcounts *refs, struct refcount_table *table) MUST_USE;
 struct refcount_table *refcount_table_new(uint64_t offset, uint64_t n_entries);
 

@@ -305,11 +305,11 @@ int qrepair_room(struct check *c, uint64_t n, uint64_t used, uint64_t *offset) M
 int qrepair_resized(struct check *c) MUST_USE;
 
 int qrepair_entries(struct check *c) MUST_USE;
-/* After a pass that found the refcounts right: the snapshot table anew, when there is need.  What
- * the old one took is a leak then. */
+/* After a pass that found the refcounts right: replaces the snapshot table if needed.  The
+ * clusters of the old table are leaks then. */
 int qrepair_snapshots(struct check *c) MUST_USE;
 int qrepair_refcounts(struct check *c, bool raise) MUST_USE;
-/* What the last pass found of the refcounts is mended, in place or by rebuilding them. */
+/* Corrects the refcounts that the last pass found wrong, in place or by rebuilding all. */
 int qrepair_counts(struct check *c) MUST_USE;
 /* `used`: first cluster after all that is in use, the old refcount structures included. */
 int qrepair_rebuild(struct check *c, uint64_t used) MUST_USE;
